@@ -1,0 +1,1 @@
+"""Measurements of CultureManager beside its rivals: one file a benchmark."""

@@ -1,0 +1,134 @@
+"""All ten systems over several seeds: the comparison that the README quotes.
+
+    python -m benchmarks.evidence --seeds 5 --json benchmarks/results/evidence.json
+
+Synthesis is deterministic and done once; each seed trains every adapter anew (its initial weights
+and the order of its rows) and draws new worked examples. The intervals of the combined table come
+from resampling items within each culture and seeds, so they hold both kinds of luck. An interrupted
+run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from culturemanager import cluster, console
+from culturemanager import project as projects
+from culturemanager.config import Project
+from culturemanager.evaluation.baselines import SYSTEMS
+from culturemanager.evaluation.runner import Evaluation
+from culturemanager.storage import write_json
+
+SHARED_STAGES = ("queries", "pages", "passages", "index", "examples")
+RESAMPLES = 2000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--project", default="examples/etiquette.yaml", help="project file (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 (default: %(default)s)")
+    parser.add_argument("--workspace", default="runs/evidence", help="where the runs go (default: %(default)s)")
+    parser.add_argument("--json", type=Path, required=True, help="file for the figures; it has the shape of scores.json")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    with cluster.connect():
+        evaluations = [run_seed(arguments.project, arguments.workspace, seed) for seed in range(arguments.seeds)]
+        figures = combine(evaluations)
+    figures["measured"] = {"date": datetime.date.today().isoformat(), "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+                           "seconds": round(time.monotonic() - started)}
+    write_json(arguments.json, figures)
+    Console().print(table(figures))
+
+
+def run_seed(path: str, workspace: str, seed: int) -> Evaluation:
+    """One seed's whole run in a workspace of its own; synthesis is copied from the first seed's."""
+    own = Path(workspace, f"seed-{seed}").resolve()
+    first = Path(workspace, "seed-0").resolve()
+    for stage in SHARED_STAGES:
+        if seed and not (own / stage / "manifest.json").exists():
+            shutil.copytree(first / stage, own / stage, dirs_exist_ok=True)
+    project = load_project(path, own, seed)
+    with console.progress() as report:
+        return projects.run(project, report).evaluation
+
+
+def load_project(path: str, workspace: Path, seed: int) -> Project:
+    """The project with every system, this seed and this workspace."""
+    return projects.load(path, [f"seed={seed}", f"workspace={workspace}", f"evaluation.systems=[{', '.join(SYSTEMS)}]"])
+
+
+def combine(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """The mean over seeds in the shape of one seed's `scores.json`, with intervals over items and seeds."""
+    summaries = [dict(evaluation.summary) for evaluation in evaluations]
+    combined = dict(summaries[0]) | {"seed": list(range(len(summaries)))}
+    combined["systems"] = {name: _mean_of([s["systems"][name] for s in summaries]) for name in summaries[0]["systems"]}
+    for name in combined["systems"]:
+        combined["systems"][name]["interval"] = _interval(evaluations, name)
+        combined["systems"][name]["by_seed"] = [s["systems"][name]["accuracy"] for s in summaries]
+    for key in ("router", "interference"):
+        combined[key] = _mean_of([s[key] for s in summaries])
+    combined["interval"] = {"method": "percentile bootstrap, items resampled within culture, and seeds", "level": 0.95,
+                            "resamples": RESAMPLES}
+    for key in ("differences", "adapters"):
+        combined.pop(key, None)
+    return combined
+
+
+def _mean_of(values: Sequence[Any]) -> Any:
+    """Numbers averaged, mappings entered, anything else as the first has it."""
+    if isinstance(values[0], dict):
+        return {key: _mean_of([value[key] for value in values]) for key in values[0] if all(key in v for v in values)}
+    if isinstance(values[0], list) and values[0] and all(isinstance(v, (int, float)) for v in values[0]):
+        return [_mean_of(list(column)) for column in zip(*values, strict=True)]
+    if isinstance(values[0], (int, float)) and not isinstance(values[0], bool):
+        return round(sum(values) / len(values), 4)
+    return values[0]
+
+
+def _interval(evaluations: Sequence[Evaluation], system: str) -> list[float]:
+    """95% of the culture means when items are drawn again within each culture, and seeds among themselves."""
+    tables = []
+    for evaluation in evaluations:
+        scores = sorted((a.score for a in evaluation.answers if a.score.system == system), key=lambda s: s.item_id)
+        cultures = np.array([score.culture for score in scores])
+        tables.append(np.array([score.correct for score in scores], dtype=float))
+    correct = np.stack(tables)
+    random = np.random.default_rng(0)
+    groups = [np.flatnonzero(cultures == culture) for culture in sorted(set(cultures))]
+    means = []
+    for _ in range(RESAMPLES):
+        seeds = random.integers(len(correct), size=len(correct))
+        drawn = [group[random.integers(len(group), size=len(group))] for group in groups]
+        means.append(np.mean([correct[np.ix_(seeds, own)].mean() for own in drawn]))
+    return [round(float(value), 4) for value in np.percentile(means, [2.5, 97.5])]
+
+
+def table(figures: dict[str, Any]) -> Table:
+    """Systems with mean accuracy, interval and range over seeds."""
+    shown = Table(title=f"Mean accuracy over {len(figures['cultures'])} cultures and {len(figures['seed'])} seeds")
+    for column in ("system", "accuracy", "95% interval", "lowest and highest seed", *figures["tasks"]):
+        shown.add_column(column, justify="left" if column == "system" else "right")
+    for name, system in figures["systems"].items():
+        low, high = system["interval"]
+        by_task = [f"{system['by_task'][task]['accuracy'] if isinstance(system['by_task'][task], dict) else system['by_task'][task]:.2f}"
+                   for task in figures["tasks"]]
+        shown.add_row(SYSTEMS[name].label, f"{system['accuracy']:.3f}", f"{low:.3f} to {high:.3f}",
+                      f"{min(system['by_seed']):.3f}, {max(system['by_seed']):.3f}", *by_task)
+    return shown
+
+
+if __name__ == "__main__":
+    main()

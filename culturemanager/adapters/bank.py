@@ -1,0 +1,333 @@
+"""Many LoRA adapters on one frozen base; each row of a batch is computed with its own.
+
+Method: LoRA (Hu et al. 2021, arXiv 2106.09685, section 4.1): a linear layer ``y = W x`` becomes
+``y = W x + alpha / rank * B A x``, with `W` frozen. Here every layer holds the A and B of all adapters,
+stacked, and one batched product adds each row's own delta.
+
+**Equivalence is the contract.** A row's output depends on its own adapter alone, gradients reach
+only the slots of the rows they come from, and the zero padding of smaller ranks gets zero gradient.
+A dropout mask is drawn from the adapter's own seed, the step and the layer over the adapter's own
+rows and lengths, so it does not depend on who else is in the batch.
+
+The base model runs in evaluation mode, also while adapters train: its own dropout would draw from a
+generator that all rows share. The adapters' dropout is turned on by giving `rows` a step.
+
+One forward pass at a time: a bank holds the state of the current pass and takes no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from culturemanager.adapters.dropout import mix
+from culturemanager.adapters.layer import BankLayer, Pass
+from culturemanager.adapters.plan import RowPlan
+from culturemanager.adapters.targets import find_targets
+from culturemanager.errors import AdapterError
+
+PLANS_KEPT = 64
+"""Batch compositions remembered; each is a few kilobytes."""
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """Size and strength of one adapter; its delta is scaled by ``alpha / rank``.
+
+    Raises:
+        AdapterError: a rank below 1, an alpha that is not positive and finite, or a dropout outside [0, 1).
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1:
+            raise AdapterError(f"{self} is no adapter: expected rank >= 1, a positive finite alpha and 0 <= dropout < 1.")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+class AdapterBank:
+    """Many LoRA adapters on one frozen base; each row of a batch is computed with its own.
+
+    Wraps the linear layers of `model` in place (a forward hook and two stacked parameters each; the
+    base's own parameters keep their names) and freezes every parameter of the base. Outside a
+    `rows` block the model computes as the bare base. Slot 0 is the bare base, adapters take 1..slots.
+
+    Args:
+        model: any Hugging Face causal LM built from `nn.Linear` or GPT-2's `Conv1D`.
+        slots: adapters held at the same time.
+        max_rank: largest rank an adapter may have.
+        targets: module names, or endings of them (``q_proj``), as in PEFT. None: every linear layer but
+            the output head, and but the experts of a mixture, whose inputs no longer tell their rows.
+        cache_bytes: upper bound for weights gathered per row and kept between inference passes.
+
+    Raises:
+        AdapterError: a target names no linear layer, the head, or a layer that another bank holds.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, slots: int, max_rank: int, targets: Sequence[str] | None = None,
+                 cache_bytes: int = 256 * 2**20) -> None:
+        if slots < 1 or max_rank < 1:
+            raise AdapterError(f"A bank of {slots} slots and rank {max_rank} holds nothing; both must be at least 1.")
+        self.model = model
+        self.slots = slots
+        self.max_rank = max_rank
+        self._names: dict[str, int] = {}
+        self._shapes: dict[str, AdapterShape] = {}
+        self._seeds: dict[int, int] = {}
+        self._pass: Pass | None = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._plans: OrderedDict[tuple[int, ...], RowPlan] = OrderedDict()
+        self._gathered: OrderedDict[tuple[int, ...], dict] = OrderedDict()
+        self._cache_bytes = cache_bytes
+        self._generation = 0
+        modules = find_targets(model, targets)
+        model.requires_grad_(False)
+        with torch.inference_mode(False):
+            self._layers = [self._wrap(name, module) for name, module in modules.items()]
+        self.targets = tuple(modules)
+
+    def _wrap(self, name: str, module: nn.Module) -> BankLayer:
+        layer = BankLayer(name, module, self.slots, self.max_rank)
+
+        def add_delta(_: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            current = self._pass
+            if current is None or current.plan.is_base:
+                return output
+            if torch.is_grad_enabled():  # an optimizer step may follow, perhaps one that torch's counters miss
+                self.weights_changed()
+            return layer.add_delta(args[0], output, current, self._generation)
+
+        self._hooks.append(module.register_forward_hook(add_delta))
+        return layer
+
+    def detach(self) -> None:
+        """Take the bank off its model, which is the bare (still frozen) base again; the bank is then of no use."""
+        for hook in self._hooks:
+            hook.remove()
+        for layer in self._layers:
+            layer.unregister()
+        self._hooks, self._layers = [], []
+
+    # ---- membership
+
+    @property
+    def names(self) -> Mapping[str, int]:
+        """Adapter name to slot."""
+        return MappingProxyType(self._names)
+
+    @property
+    def shapes(self) -> Mapping[str, AdapterShape]:
+        """Adapter name to shape."""
+        return MappingProxyType(self._shapes)
+
+    def add(self, name: str, shape: AdapterShape, *, seed: int) -> int:
+        """Put a fresh adapter into a free slot and return the slot.
+
+        A is drawn as PEFT draws it (Kaiming uniform with a = sqrt(5)) from a generator of this
+        seed alone, B is zero: the same seed gives the same adapter in any slot, beside any others.
+
+        Raises:
+            AdapterError: the name is taken, no slot is free, or the rank is above `max_rank`.
+        """
+        slot = self._take_slot(name, shape, seed)
+        generator = torch.Generator().manual_seed(mix(seed, "init"))
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in self._layers:
+                start = nn.init.kaiming_uniform_(torch.empty(shape.rank, layer.fan_in), a=math.sqrt(5), generator=generator)
+                layer.A[slot, :, :shape.rank] = start.T.to(layer.A)
+        return slot
+
+    def load(self, name: str, shape: AdapterShape, tensors: Mapping[str, Tensor], *, seed: int = 0) -> int:
+        """Put given weights into a free slot and return the slot.
+
+        Args:
+            tensors: ``{module}.lora_A`` [rank, in] and ``{module}.lora_B`` [out, rank]. A module without
+                tensors gets no delta.
+            seed: of the dropout masks, should training go on.
+
+        Raises:
+            AdapterError: as `add`; or a tensor belongs to no target, lacks its partner or has another shape.
+        """
+        sizes = {f"{layer.name}.lora_A": (shape.rank, layer.fan_in) for layer in self._layers}
+        sizes |= {f"{layer.name}.lora_B": (layer.fan_out, shape.rank) for layer in self._layers}
+        for key, tensor in tensors.items():
+            if key not in sizes:
+                raise AdapterError(f"Adapter {name!r} has weights for {key!r}, which this bank does not wrap. It was made "
+                                   f"for another base or other targets; here: {', '.join(self.targets[:4])}, ...")
+            if tuple(tensor.shape) != sizes[key]:
+                raise AdapterError(f"Adapter {name!r}: {key} has shape {list(tensor.shape)}, expected {list(sizes[key])} "
+                                   "on this base. It was made for another base model.")
+            partner = key[:-1] + ("B" if key.endswith("A") else "A")
+            if partner not in tensors:
+                raise AdapterError(f"Adapter {name!r} has {key} but not {partner}. The file is incomplete; export it again.")
+        if not tensors:
+            raise AdapterError(f"Adapter {name!r} has no weights. The file is incomplete; export it again.")
+        slot = self._take_slot(name, shape, seed)
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in self._layers:
+                if f"{layer.name}.lora_A" in tensors:
+                    layer.A[slot, :, :shape.rank] = tensors[f"{layer.name}.lora_A"].T.to(layer.A)
+                    layer.B[slot, :shape.rank] = tensors[f"{layer.name}.lora_B"].T.to(layer.B)
+        return slot
+
+    def _take_slot(self, name: str, shape: AdapterShape, seed: int) -> int:
+        if name in self._names:
+            raise AdapterError(f"The bank already holds an adapter {name!r}; remove it first.")
+        if shape.rank > self.max_rank:
+            raise AdapterError(f"Adapter {name!r} has rank {shape.rank}, the bank's max_rank is {self.max_rank}; raise it.")
+        free = sorted(set(range(1, self.slots + 1)) - set(self._names.values()))
+        if not free:
+            raise AdapterError(f"All {self.slots} slots are taken by {sorted(self._names)}; remove one or raise `slots`.")
+        self._names[name], self._shapes[name], self._seeds[free[0]] = free[0], shape, seed
+        self._membership_changed()
+        return free[0]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The adapter's weights under the keys of `load`: float32 copies on the CPU."""
+        slot, rank = self._slot(name), self._shapes[name].rank
+        weights = {}
+        for layer in self._layers:
+            stacked = {"lora_A": layer.A.detach()[slot, :, :rank], "lora_B": layer.B.detach()[slot, :rank]}
+            for matrix, weight in stacked.items():
+                weights[f"{layer.name}.{matrix}"] = weight.T.to("cpu", torch.float32, copy=True).contiguous()
+        return weights
+
+    def remove(self, name: str) -> None:
+        """Free the adapter's slot; its weights and gradients become zero."""
+        slot = self._slot(name)
+        with torch.inference_mode(False), torch.no_grad():
+            for parameter in self.parameters():
+                parameter[slot] = 0
+                if parameter.grad is not None:
+                    parameter.grad[slot] = 0
+        del self._names[name], self._shapes[name], self._seeds[slot]
+        self._membership_changed()
+
+    def _slot(self, name: str) -> int:
+        if name not in self._names:
+            raise AdapterError(f"The bank holds no adapter {name!r}; it holds {sorted(self._names)}.")
+        return self._names[name]
+
+    def _membership_changed(self) -> None:
+        self._plans.clear()
+        self.weights_changed()
+
+    def weights_changed(self) -> None:
+        """Drop gathered copies of weights.
+
+        Only needed after writing to `parameters()` in a way torch does not count (through `.data`) without
+        a training pass in between; the bank's own methods, optimizers and training passes see to it.
+        """
+        self._generation += 1
+        self._gathered.clear()
+
+    # ---- dropout
+
+    def dropout_state(self, name: str) -> tuple[float, int]:
+        """The adapter's dropout rate and the seed of its masks."""
+        slot = self._slot(name)
+        return self._shapes[name].dropout, self._seeds[slot]
+
+    def set_dropout(self, name: str, dropout: float, seed: int) -> None:
+        """Change the rate and the seed of the masks; a resumed adapter gets back what `dropout_state` said."""
+        slot = self._slot(name)
+        self._shapes[name] = replace(self._shapes[name], dropout=dropout)
+        self._seeds[slot] = seed
+
+    # ---- computing
+
+    @contextlib.contextmanager
+    def rows(self, slots: Sequence[int], *, step: int | None = None, lengths: Sequence[int] | None = None) -> Iterator[None]:
+        """Forward passes inside compute row i of the batch with the adapter in ``slots[i]``.
+
+        Fastest with the rows sorted by slot and as many rows for each. Blocks nest: inside another
+        one, a layer that gets single positions picked from the batch (an output head's transform at
+        the label positions, [positions, in]) is computed under the slots of those positions. With gradient
+        checkpointing `backward` belongs inside the block too, because it runs the layers again.
+
+        Args:
+            slots: one slot a row; 0 is the bare base.
+            step: turns the adapters' dropout on and numbers the masks: give each optimizer step (and each
+                micro-batch of one) its own number. None: no dropout, as for evaluation and serving.
+            lengths: tokens of each row without the padding on its right, for dropout that does not depend
+                on the padded length. None: all rows are as long as the batch.
+
+        Raises:
+            AdapterError: a slot is empty or unknown, or `lengths` does not fit. Inside: a layer gets an input
+                whose rows cannot be told apart.
+        """
+        slots = tuple(slots)
+        if lengths is not None and len(lengths) != len(slots):
+            raise AdapterError(f"{len(lengths)} lengths for {len(slots)} rows; give one length a row.")
+        outer, self._pass = self._pass, self._begin(slots, step, lengths)
+        try:
+            yield
+        finally:
+            self._pass = outer
+
+    def _begin(self, slots: tuple[int, ...], step: int | None, lengths: Sequence[int] | None) -> Pass:
+        dropout = {} if step is None else {slot: self.dropout_state(name) for name, slot in self._names.items()}
+        return Pass(self._plan(slots), step, lengths, dropout, self._cache_for(slots))
+
+    def _plan(self, slots: tuple[int, ...]) -> RowPlan:
+        plan = self._plans.get(slots)
+        if plan is None:
+            shapes = {slot: self._shapes[name] for name, slot in self._names.items()}
+            unknown = sorted({slot for slot in slots if slot and slot not in shapes})
+            if unknown or not slots:
+                raise AdapterError(f"No adapter lies in the slots {unknown or list(slots)}; taken are {self._names}.")
+            plan = RowPlan(slots, {slot: shape.rank for slot, shape in shapes.items()},
+                           {slot: shape.scale for slot, shape in shapes.items()})
+            self._plans[slots] = plan
+            if len(self._plans) > PLANS_KEPT:
+                self._gathered.pop(self._plans.popitem(last=False)[0], None)
+        self._plans.move_to_end(slots)
+        return plan
+
+    def _cache_for(self, slots: tuple[int, ...]) -> dict | None:
+        """Where an inference pass keeps gathered weights; None if there is nothing to gather, or no room."""
+        plan = self._plans[slots]
+        if plan.is_range or self._bytes_of(plan) > self._cache_bytes:
+            return None
+        if slots not in self._gathered:
+            self._gathered[slots] = {}
+            while sum(self._bytes_of(self._plans[other]) for other in self._gathered) > self._cache_bytes:
+                self._gathered.popitem(last=False)
+        self._gathered.move_to_end(slots)
+        return self._gathered[slots]
+
+    def _bytes_of(self, plan: RowPlan) -> int:
+        return 4 * len(plan.blocks) * plan.rank * sum(layer.fan_in + layer.fan_out for layer in self._layers)
+
+    # ---- training
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The stacked weights: per target A [slots+1, in, max_rank], then B [slots+1, max_rank, out]; slot 0 is zero."""
+        return [parameter for layer in self._layers for parameter in (layer.A, layer.B)]
+
+    def slot_gradient_norms(self) -> Tensor:
+        """L2 norm of each adapter's whole gradient, [slots+1]; zeros before the first backward pass."""
+        norms = [torch.linalg.vector_norm(parameter.grad, dim=(1, 2)).to(torch.float32)
+                 for parameter in self.parameters() if parameter.grad is not None]
+        if not norms:
+            return torch.zeros(self.slots + 1)
+        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]), dim=0)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the stacked weights, without gradients and gathered copies."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters())

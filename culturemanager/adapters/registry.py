@@ -1,0 +1,283 @@
+"""Adapter versions on disk: immutable directories, and aliases that say which one serves a culture.
+
+    adapters/turkey-v0001/   adapter_config.json adapter_model.safetensors version.json
+    adapters/aliases.json    culture -> the versions promoted so far, the serving one last
+
+A version is written beside its name and renamed, so it is whole or absent. Its `version.json` is the
+manifest: the SHA-256 of the other files and of itself. Training and serving meet only here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from culturemanager.adapters import peft_format
+from culturemanager.adapters.bank import AdapterShape
+from culturemanager.errors import AdapterError, CorruptFileError, StorageError
+from culturemanager.records import AdapterVersion
+from culturemanager.storage import fingerprint, sha256_file, write_json
+
+VERSION_FILE = "version.json"
+ALIASES_FILE = "aliases.json"
+
+_CULTURE = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"(?P<culture>[a-z][a-z0-9_]*)-v(?P<number>[0-9]{4,})")
+_ABANDONED_AFTER_S = 24 * 3600
+"""A draft this old belongs to a process that died; publishing takes seconds."""
+
+
+class AdapterRegistry:
+    """The adapter versions in one local folder; any number of processes may use it at once."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def publish(self, culture: str, shape: AdapterShape, tensors: Mapping[str, Tensor], base_model: str,
+                targets: Sequence[str], data_digest: str, metrics: Mapping[str, Any], *,
+                module_names: Iterable[str] | None = None) -> AdapterVersion:
+        """Write the culture's next version. It serves nobody until `promote`.
+
+        Args:
+            culture: the culture's id, or another lower-case word (``joint``).
+            data_digest: SHA-256 over the training rows and hyperparameters.
+            metrics: JSON values worth keeping with the version: losses, rows, seconds.
+            shape, tensors, base_model, targets, module_names: as `peft_format.save` takes them.
+
+        Raises:
+            AdapterError: the culture is no such word, or the weights cannot be saved.
+            StorageError: the disk refused; no version appears.
+        """
+        if not _CULTURE.fullmatch(culture):
+            raise AdapterError(f"{culture!r} cannot name an adapter; expected lower-case letters, digits and underscores.")
+        draft = self.folder / f".tmp-{culture}-{uuid.uuid4().hex}"
+        with _storage_errors(draft):
+            self._sweep()
+            draft.mkdir(parents=True)
+        try:
+            peft_format.save(draft, tensors, shape, base_model, targets, module_names)
+            files = {path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in draft.iterdir()}
+            version = AdapterVersion(
+                name="", culture=culture, version=0, base_model=base_model, rank=shape.rank, data_digest=data_digest,
+                content_digest=files[peft_format.WEIGHTS_FILE]["sha256"], metrics=dict(metrics),
+                created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+            return self._place(draft, version, files)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _place(self, draft: Path, version: AdapterVersion, files: Mapping[str, Any]) -> AdapterVersion:
+        """Rename the draft to the first free number; a number that another process took meanwhile is passed over."""
+        number = self._last_number(version.culture)
+        while True:
+            number += 1
+            version = replace(version, name=f"{version.culture}-v{number:04d}", version=number)
+            manifest = {"version": version.to_row() | {"metrics": version.metrics}, "files": files}
+            write_json(draft / VERSION_FILE, manifest | {"fingerprint": fingerprint(manifest)})
+            with _storage_errors(self.folder / version.name):
+                try:
+                    os.rename(draft, self.folder / version.name)
+                except OSError as error:
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                    continue
+                _sync(self.folder)
+            return version
+
+    def _last_number(self, culture: str) -> int:
+        """The highest number ever used: a deleted version that once served does not give its name away."""
+        named = self._names()
+        with contextlib.suppress(CorruptFileError):  # damaged aliases must not cost a finished training run
+            named += [name for names in self._read_aliases().values() for name in names]
+        return max((int(match["number"]) for match in map(_NAME.fullmatch, named) if match["culture"] == culture), default=0)
+
+    def _sweep(self) -> None:
+        for draft in self.folder.glob(".tmp-*"):
+            with contextlib.suppress(FileNotFoundError):  # another process sweeps too, or has just renamed its draft
+                if time.time() - draft.stat().st_mtime > _ABANDONED_AFTER_S:
+                    shutil.rmtree(draft, ignore_errors=True)
+
+    def _names(self) -> list[str]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+
+    # ---- reading
+
+    def versions(self, culture: str | None = None) -> list[AdapterVersion]:
+        """Every version, or one culture's, by culture and number.
+
+        Raises:
+            CorruptFileError: a `version.json` is missing or damaged.
+        """
+        found = [self.get(name) for name in self._names() if culture in (None, name.rpartition("-v")[0])]
+        return sorted(found, key=lambda version: (version.culture, version.version))
+
+    def get(self, name: str) -> AdapterVersion:
+        """What `version.json` says; the weights are not read.
+
+        Raises:
+            AdapterError: there is no such version, or `name` is no version's name.
+            CorruptFileError: its `version.json` is missing or damaged.
+        """
+        return self._manifest(name)[0]
+
+    def load(self, name: str) -> tuple[AdapterShape, dict[str, Tensor]]:
+        """The version's shape and weights, its files checked against their SHA-256.
+
+        Raises:
+            AdapterError: as `get`, or the files are no plain LoRA adapter.
+            CorruptFileError: a file is missing or damaged.
+        """
+        self._verify(name)
+        shape, tensors, _ = peft_format.load(self._directory(name))
+        return shape, tensors
+
+    def latest_with_digest(self, culture: str, data_digest: str) -> AdapterVersion | None:
+        """The newest whole version made from just these rows and settings.
+
+        A damaged version counts as absent, so that training the culture again replaces it.
+        """
+        for name in sorted(self._names(), key=_number, reverse=True):
+            if name.rpartition("-v")[0] == culture:
+                with contextlib.suppress(CorruptFileError):
+                    version = self._verify(name)
+                    if version.data_digest == data_digest:
+                        return version
+        return None
+
+    def _directory(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise AdapterError(f"{name!r} is no adapter version; expected a name such as 'turkey-v0001'.")
+        return self.folder / name
+
+    def _manifest(self, name: str) -> tuple[AdapterVersion, Mapping[str, Any]]:
+        folder = self._directory(name)
+        if not folder.is_dir():
+            culture = name.rpartition("-v")[0]
+            known = [other for other in self._names() if other.rpartition("-v")[0] == culture] or "none"
+            raise AdapterError(f"There is no adapter version {name!r} in {self.folder}; of {culture} there are: {known}.")
+        try:
+            manifest = json.loads((folder / VERSION_FILE).read_bytes())
+            claimed = manifest.pop("fingerprint")
+            version = AdapterVersion.from_row(manifest["version"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._corrupt(folder / VERSION_FILE, f"is not readable ({error!r})") from error
+        if claimed != fingerprint(manifest) or version.name != name:
+            raise self._corrupt(folder / VERSION_FILE, "was changed after publishing")
+        return version, manifest["files"]
+
+    def _verify(self, name: str) -> AdapterVersion:
+        version, files = self._manifest(name)
+        for file, facts in files.items():
+            path = self._directory(name) / file
+            try:
+                whole = sha256_file(path) == facts["sha256"]
+            except OSError as error:
+                raise self._corrupt(path, f"cannot be read ({error.strerror})") from error
+            if not whole:
+                raise self._corrupt(path, "does not have the SHA-256 of its version.json")
+        return version
+
+    def _corrupt(self, path: Path, what: str) -> CorruptFileError:
+        culture = path.parent.name.rpartition("-v")[0]
+        return CorruptFileError(f"{path} {what}. Run `culturemanager train --only {culture}` to make a new version, "
+                                "or roll back to an older one.")
+
+    # ---- aliases
+
+    def aliases(self) -> dict[str, str]:
+        """Culture to the name of its serving version.
+
+        Raises:
+            CorruptFileError: `aliases.json` is damaged.
+        """
+        return {culture: names[-1] for culture, names in self._read_aliases().items() if names}
+
+    def promote(self, name: str) -> None:
+        """Let the version serve its culture.
+
+        Raises:
+            AdapterError: there is no such version.
+            CorruptFileError: one of its files, or `aliases.json`, is damaged.
+        """
+        culture = self._verify(name).culture
+        with self._changing_aliases() as history:
+            if history.get(culture, [])[-1:] != [name]:
+                history.setdefault(culture, []).append(name)
+
+    def rollback(self, culture: str) -> str:
+        """Let the version promoted before serve the culture again, and return its name.
+
+        Raises:
+            AdapterError: no other version was promoted before, or it was deleted.
+            CorruptFileError: it is damaged.
+        """
+        with self._changing_aliases() as history:
+            names = history.get(culture, [])
+            if len(names) < 2:
+                raise AdapterError(f"{culture!r} has no version promoted before {names[-1] if names else 'any'}; "
+                                   "promote one by its name.")
+            self._verify(names[-2])
+            names.pop()
+            return names[-1]
+
+    def _read_aliases(self) -> dict[str, list[str]]:
+        path = self.folder / ALIASES_FILE
+        try:
+            history = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise CorruptFileError(f"{path} is not readable ({error}). Delete it and promote the versions again.") from error
+        rows = history.items() if isinstance(history, dict) else [("", None)]
+        for culture, names in rows:
+            if not isinstance(names, list) or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+                raise CorruptFileError(f"{path}: {culture!r} has {names!r}, expected a list of version names. "
+                                       "Delete the file and promote the versions again.")
+        return history
+
+    @contextlib.contextmanager
+    def _changing_aliases(self) -> Iterator[dict[str, list[str]]]:
+        """The aliases' history, to change; written back in one piece, with other processes kept out."""
+        with _storage_errors(self.folder / ALIASES_FILE), contextlib.ExitStack() as stack:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(self.folder / ".aliases.lock", "a"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by a crash
+            history = self._read_aliases()
+            yield history
+            write_json(self.folder / ALIASES_FILE, dict(sorted(history.items())))
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("-v")[2])
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"Cannot write {path}: {error.strerror or error}. Free space or check permissions, "
+                           "then run the same command again.") from error
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

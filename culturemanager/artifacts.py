@@ -1,0 +1,158 @@
+"""What a project file leads to: its parts read and checked, its finished stages opened."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from culturemanager.config import EmbeddingConfig, Project
+from culturemanager.cultures import resolve_cultures
+from culturemanager.errors import AdapterError, ConfigError
+from culturemanager.items import ItemSet, load_items
+from culturemanager.records import Culture, Example, Passage, Task
+from culturemanager.storage import Workspace
+from culturemanager.tasks import load_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from culturemanager.adapters.bank import AdapterBank
+    from culturemanager.adapters.registry import AdapterRegistry
+    from culturemanager.evaluation.retrieval import PassageRetriever
+    from culturemanager.inference.engine import Engine
+    from culturemanager.providers.embedding import Embedder
+    from culturemanager.routing.router import CultureRouter
+    from culturemanager.synthesis.index import PassageIndex
+
+
+def cultures(project: Project) -> tuple[Culture, ...]:
+    """The project's cultures, in its order."""
+    return resolve_cultures(project.cultures)
+
+
+def require_culture(project: Project, culture: str) -> None:
+    """Raise `ConfigError` unless the culture is empty or the project's."""
+    known = [culture.id for culture in cultures(project)]
+    if culture and culture not in known:
+        raise ConfigError(f"culture {culture!r}: not one of the project's ({', '.join(known)}).")
+
+
+def tasks(project: Project) -> list[Task]:
+    """The project's tasks, in its order.
+
+    Raises:
+        ConfigError: a task file is wrong, or two have the same id.
+    """
+    by_id: dict[str, Task] = {}
+    for path in project.tasks:
+        task = load_task(project.resolve(path))
+        if task.id in by_id:
+            raise ConfigError(f"{path}: the task id {task.id!r} is used twice; give every task file an id of its own.")
+        by_id[task.id] = task
+    return list(by_id.values())
+
+
+def items(project: Project) -> ItemSet:
+    """The held-out items of the project's cultures and tasks."""
+    source = project.evaluation.items
+    return load_items(source if source == "embedded" else project.resolve(source), tasks(project), cultures(project))
+
+
+def workspace(project: Project) -> Workspace:
+    return Workspace(project.workspace_url)
+
+
+def registry(project: Project) -> AdapterRegistry:
+    """The adapter versions on disk."""
+    from culturemanager.adapters.registry import AdapterRegistry
+
+    return AdapterRegistry(workspace(project).local_path("adapters"))
+
+
+def examples(project: Project) -> list[Example]:
+    """The training rows.
+
+    Raises:
+        IncompleteStageError: the stage did not finish.
+    """
+    return [Example.from_row(row) for row in workspace(project).stage("examples").read_rows()]
+
+
+def passages(project: Project) -> list[Passage]:
+    """The passages; one that the queries of several cultures found stands there once for each, with one id.
+
+    Raises:
+        IncompleteStageError: the stage did not finish.
+    """
+    return [Passage.from_row(row) for row in workspace(project).stage("passages").read_rows()]
+
+
+def report_path(project: Project) -> str:
+    """Where the evaluation's report lies."""
+    return f"{workspace(project).stage('evaluation').path}/report.html"
+
+
+def open_embedder(project: Project) -> Embedder:
+    """The project's embedding model, loaded once in a process."""
+    return _embedder(project.embedding)
+
+
+@functools.lru_cache(maxsize=1)
+def _embedder(config: EmbeddingConfig) -> Embedder:
+    from culturemanager.providers.embedding import build_embedder
+
+    return build_embedder(config)
+
+
+def open_index(project: Project, embedder: Embedder) -> PassageIndex:
+    from culturemanager.synthesis.index import PassageIndex
+
+    return PassageIndex.open(workspace(project).stage("index"), embedder)
+
+
+def open_retriever(project: Project, embedder: Embedder) -> PassageRetriever:
+    from culturemanager.evaluation.retrieval import PassageRetriever
+
+    texts = {passage.id: passage.text for passage in passages(project)}
+    return PassageRetriever(open_index(project, embedder), texts)
+
+
+def open_router(project: Project, embedder: Embedder) -> CultureRouter:
+    from culturemanager.routing.router import CultureRouter
+
+    return CultureRouter.load(workspace(project).stage("router"), embedder)
+
+
+def open_serving(project: Project, adapters: Iterable[str],
+                 spare_slots: int = 0) -> tuple[Engine, PreTrainedTokenizerBase, AdapterBank]:
+    """An engine on the base model with these adapter versions, under their version names; its tokenizer and its bank.
+
+    Args:
+        spare_slots: room in the bank for so many more adapters.
+
+    Raises:
+        AdapterError: a version is missing, or was made for another base model.
+        CorruptFileError: a file differs from its sum.
+    """
+    import torch
+
+    from culturemanager.adapters.bank import AdapterBank
+    from culturemanager.base_model import load_base_model, resolve_base_model
+    from culturemanager.inference.engine import Engine
+
+    versions, base = registry(project), resolve_base_model(project.base_path)
+    loaded = {}
+    for name in dict.fromkeys(adapters):
+        made_for = versions.get(name).base_model
+        if PurePath(made_for).name != PurePath(base).name:  # the folder may lie elsewhere on another machine
+            raise AdapterError(f"{name} was trained on the base model {made_for}, and the project's is {base}. Run "
+                               f"`culturemanager train`, or set `base.path` back.")
+        loaded[name] = versions.load(name)
+    model, tokenizer = load_base_model(project.base_path, project.base.dtype, "cuda" if torch.cuda.is_available() else "cpu")
+    bank = AdapterBank(model, slots=max(1, len(loaded) + spare_slots),
+                       max_rank=max((shape.rank for shape, _ in loaded.values()), default=project.training.rank))
+    for name, (shape, tensors) in loaded.items():
+        bank.load(name, shape, tensors)
+    return Engine(model, tokenizer, bank, max_batch_rows=project.serving.max_batch_rows), tokenizer, bank

@@ -1,0 +1,141 @@
+"""Loading the frozen language model below every adapter: `embedded` or any Hugging Face causal LM.
+
+Left padding and absolute positions
+-----------------------------------
+BERT adds a learned vector for each absolute position, and its forward pass numbers the columns of
+`input_ids` from 0, whatever the attention mask says. A left-padded row would start at the wrong
+position, so a caller always passes `position_ids`:
+
+    whole prompts       position_ids(attention_mask)
+    one cached step     position_ids(attention_mask)[:, -1:]   with the mask over cache and new token
+    packed or ragged    each row's own count of real tokens before the token
+
+That is right for every other architecture too (rotary models need the same numbers).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from culturemanager.errors import CorruptFileError, ModelError
+from culturemanager.storage import MANIFEST, sha256_file
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+DTYPES = ("float32", "bfloat16", "float16")
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+
+def resolve_base_model(path: str) -> str:
+    """The folder or hub name behind a project's `base.path`; `embedded` is built if need be."""
+    if path != EMBEDDED:
+        return path
+    from culturemanager.embedded.base_model import base_model_path
+
+    return str(base_model_path())
+
+
+def load_base_model(path: str | Path, dtype: str = "float32",
+                    device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model, frozen and in evaluation mode, with its tokenizer.
+
+    Weights are read from safetensors only, and code that comes with a model is never run. The
+    tokenizer pads on the left and has a pad token.
+
+    Args:
+        path: `embedded`, a Hugging Face folder, or a hub name (`owner/name`).
+        dtype: `float32`, `bfloat16` or `float16`.
+        device: torch device.
+
+    Raises:
+        ModelError: a file is missing (it is named), or the model is no causal language model.
+        CorruptFileError: the folder has a manifest and a file differs from it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}.")
+    source = resolve_base_model(str(path))
+    local = _is_local(source)
+    if local:
+        check_folder(Path(source))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", trust_remote_code=False,
+                                                  local_files_only=local)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True,
+                                                     trust_remote_code=False, local_files_only=local)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"Cannot load the base model {source!r}: {error} Expected `embedded`, a folder, or a hub name "
+                         "of a causal language model with safetensors weights and no code of its own.") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False)
+    return model.to(device).eval(), tokenizer
+
+
+def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Absolute positions [batch, length] (int64) of a padded batch: real tokens count from 0, padding gets 0."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def _is_local(source: str) -> bool:
+    """Whether `source` is meant as a path; a hub name is `name` or `owner/name` and no existing folder."""
+    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1
+    return looks_like_path or Path(source).exists()
+
+
+def check_folder(folder: Path) -> None:
+    """Name what is missing or damaged in a model folder before a library fails on it less clearly.
+
+    Raises:
+        ModelError: the folder or one of its files is missing.
+        CorruptFileError: a file differs from the folder's manifest.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {folder} to load a base model from. "
+                         "Set `base.path` to `embedded`, a folder, or a hub name.")
+    for name in ("config.json", *_weight_files(folder)):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder / name} is missing. A base model folder holds config.json, the tokenizer's files and "
+                             f"{WEIGHTS} (or its shards and {WEIGHTS_INDEX}).")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
+        raise ModelError(f"{folder / 'tokenizer.json'} is missing. Save the tokenizer beside the model: "
+                         "tokenizer.save_pretrained(folder).")
+    verify_manifest(folder)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    index = folder / WEIGHTS_INDEX
+    if not index.is_file():
+        return [WEIGHTS]
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{index} is not a safetensors index: expected a JSON object with `weight_map`.") from error
+
+
+def verify_manifest(folder: Path) -> None:
+    """Compare a folder's files with the SHA-256 in its `manifest.json`; a folder without one passes.
+
+    Raises:
+        CorruptFileError: naming the first file that is missing or differs, or an unreadable manifest.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return
+    try:
+        files = dict(json.loads(manifest.read_text(encoding="utf-8"))["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(f"{manifest} cannot be read. Delete {folder}, then run the same command again.") from error
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != expected["sha256"]:
+            what = "does not have the SHA-256 of its manifest" if path.is_file() else "is missing"
+            raise CorruptFileError(f"{path} {what}. Delete {folder}, then run the same command again.")

@@ -1,0 +1,206 @@
+"""What a person at a terminal sees: results on standard output, progress and one-line errors on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from culturemanager import errors
+from culturemanager.errors import CultureManagerError
+
+if TYPE_CHECKING:
+    from culturemanager.evaluation.runner import Evaluation
+
+PLAIN_EVERY_S = 15.0
+"""Seconds between two lines about the same rows where there is no terminal to redraw."""
+
+OWN_IN_TEXT = re.compile(r"^culturemanager\.errors\.(\w+): (.+)$", re.MULTILINE)
+
+Report = Callable[[int, int, str], None]
+"""Rows done, rows in all, and what they are."""
+
+
+def say(text: str = "") -> None:
+    """A line of result."""
+    print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """A line beside the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Columns under a header; numbers to the right. Whole words also where the output is no terminal."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    for row in (header, ["-" * width for width in widths], *cells):
+        say("  ".join(cell.rjust(width) if right else cell.ljust(width)
+                      for cell, width, right in zip(row, widths, numeric, strict=True)).rstrip())
+
+
+def comparison(evaluation: Evaluation) -> None:
+    """The systems by cultures; a narrow terminal wraps the lines instead of losing columns."""
+    from rich.console import Console
+
+    from culturemanager.evaluation.report import comparison_table
+
+    wanted = 60 + 8 * len(evaluation.summary["cultures"])
+    Console(width=max(Console().width, wanted)).print(comparison_table(evaluation))
+
+
+def error_line(error: BaseException) -> str:
+    """The error in one line, without what libraries wrapped around it."""
+    own = own_error(error)
+    if own is not None:
+        return "error: " + " ".join(str(own).split())
+    text = " ".join(str(error).split())
+    return f"error: {type(error).__name__}: {text[:300]} This is a fault in CultureManager; --debug shows where."
+
+
+def own_error(error: BaseException | None) -> CultureManagerError | None:
+    """The error of ours inside what Ray and others wrapped around it; `None` if there is none."""
+    chain = list(_causes(error))
+    # Ray's wrapper of a task's error is an instance of both classes; the error itself is its `cause`.
+    own = [link for link in chain if isinstance(link, CultureManagerError) and _inner(link) is None]
+    told = [found for link in chain if type(link).__module__.startswith("ray.") and (found := _told_in(str(link)))]
+    return next(iter([*own, *told]), None)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = _inner(error) or error.__cause__
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else None
+
+
+def _told_in(traceback: str) -> CultureManagerError | None:
+    """The last error of ours in a traceback's text: of an error in Ray Data's workers only the text comes back."""
+    for name, message in reversed(OWN_IN_TEXT.findall(traceback)):
+        kind = getattr(errors, name, None)
+        if isinstance(kind, type) and issubclass(kind, CultureManagerError):
+            return kind(message)
+    return None
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Report]:
+    """A report for long functions: one bar for each kind of row, with rows per second.
+
+    A terminal gets bars that move; a file or a pipe gets a line now and then, and one at the end of each kind.
+    """
+    rows = _Bars() if sys.stderr.isatty() else _Lines(sys.stderr)
+    with rows:
+        yield rows.report
+
+
+class _Rows:
+    """Tells one kind of row from the next: another total, a count that starts again, or other words once it is done."""
+
+    def __init__(self) -> None:
+        self.done = self.total = self.first = -1
+        self.what = ""
+        self.began = 0.0
+
+    def report(self, done: int, total: int, what: str) -> None:
+        if total != self.total or done < self.done or (self.done >= self.total and _words(what) != _words(self.what)):
+            self.finish()
+            # Rows kept from an interrupted run were not done in this one's time.
+            self.first, self.began = done, time.monotonic()
+            self.done, self.total, self.what = done, total, what
+            self.begin()
+        self.done, self.what = done, what
+        self.update()
+
+    def per_second(self) -> float | None:
+        seconds, rows = time.monotonic() - self.began, self.done - self.first
+        return rows / seconds if seconds > 0 and rows > 0 else None
+
+    def rate(self) -> str:
+        rate = self.per_second()
+        return "" if rate is None else f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+
+    def begin(self) -> None: ...
+
+    def update(self) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def _words(what: str) -> str:
+    """The text without its figures, which may change from report to report."""
+    return re.sub(r"[\d.,]+", "", what)
+
+
+class _Lines(_Rows):
+    """One line when a kind of row ends, and every few seconds before."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._said_at = 0.0
+        self._said = -1
+
+    def begin(self) -> None:
+        self._said_at, self._said = self.began, -1
+
+    def update(self) -> None:
+        if self.done >= self.total or time.monotonic() - self._said_at >= PLAIN_EVERY_S:
+            self.finish()
+
+    def finish(self) -> None:
+        if self.done != self._said:
+            self._write()
+
+    def _write(self) -> None:
+        rate = self.rate()
+        print(f"  {self.done:,} of {self.total:,} {self.what}{f' ({rate})' if rate else ''}", file=self._stream, flush=True)
+        self._said_at, self._said = time.monotonic(), self.done
+
+
+class _Bars(_Rows):
+    """rich's bars, one a kind of row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                                  TimeElapsedColumn(), TextColumn("{task.description}", markup=False),
+                                  console=Console(stderr=True))
+        self._task = None
+
+    def __enter__(self) -> None:
+        self._progress.start()
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._progress.stop()
+
+    def begin(self) -> None:
+        self._task = self._progress.add_task("", total=self.total, rate="")
+
+    def update(self) -> None:
+        self._progress.update(self._task, completed=self.done, description=self.what, rate=self.rate())
+
+    def finish(self) -> None:
+        if self._task is not None:
+            self._progress.stop_task(self._task)

@@ -1,0 +1,107 @@
+"""Warm-up sheets as padded tensors in which the questions of a sheet do not see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from culturemanager.embedded.warmup_text import Sheet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_TOKENS = 512
+WEIGHTS = {"acceptability": 2.0, "choice": 1.0, "advice": 1.001}
+"""Of an answer's token in the loss: a bare yes or no is one token against ten of an advice."""
+ROUND = 64
+ROUND_ANSWERS = 256
+"""Sizes are rounded up to a multiple: each new shape costs the CPU library up to a second to prepare."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded rows.
+
+    Shapes: `input_ids` and `position_ids` [rows, length] int64; `mask` [rows, 1, length, length] bool,
+    true where a token may look; `where` [answers, 2], row and column that predict `targets` [answers],
+    each weighing `weights` [answers] in the loss (0 where
+    the list of answers is filled up).
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+    where: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenised sheet; `branch` is 0 for the beginning and counts the questions from 1."""
+
+    ids: list[int]
+    positions: list[int]
+    branch: list[int]
+    labels: list[tuple[int, int, float]]
+    """(column that predicts, token, weight)"""
+
+
+def tokenise(sheet: Sheet, tokenizer: PreTrainedTokenizerBase) -> Row:
+    """A sheet as `[CLS] beginning (question [SEP] answer [SEP])*`; questions past 512 tokens are left out."""
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    texts = [sheet.beginning] + [text for q in sheet.questions for text in (q.prompt, q.answer)]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    start = [cls, *encoded[0]]
+    row = Row(list(start), list(range(len(start))), [0] * len(start), [])
+    for number in range(len(sheet.questions)):
+        prompt, answer = encoded[1 + 2 * number], encoded[2 + 2 * number]
+        if len(row.ids) + len(prompt) + len(answer) + 2 > MAX_TOKENS:
+            break
+        first = len(row.ids)
+        row.ids.extend([*prompt, sep, *answer, sep])
+        length = len(prompt) + len(answer) + 2
+        row.positions.extend(range(len(start), len(start) + length))
+        row.branch.extend([number + 1] * length)
+        weight = WEIGHTS[sheet.questions[number].task]
+        predictor = first + len(prompt)
+        row.labels.extend((predictor + i, token, weight) for i, token in enumerate([*answer, sep]))
+    return row
+
+
+def _rounded(length: int) -> int:
+    return -(-length // ROUND) * ROUND
+
+
+def collate(rows: list[Row]) -> Batch:
+    """Pad rows to one length; padding sees itself only and is seen by nobody."""
+    length = _rounded(max(len(row.ids) for row in rows))
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    positions = torch.zeros(len(rows), length, dtype=torch.long)
+    branch = torch.full((len(rows), length), -1)
+    for number, row in enumerate(rows):
+        ids[number, : len(row.ids)] = torch.tensor(row.ids)
+        positions[number, : len(row.ids)] = torch.tensor(row.positions)
+        branch[number, : len(row.ids)] = torch.tensor(row.branch)
+    same = branch[:, :, None] == branch[:, None, :]
+    beginning = (branch[:, None, :] == 0) & (branch[:, :, None] >= 0)
+    mask = (same | beginning) & torch.ones(length, length, dtype=torch.bool).tril()
+    labels = [(number, *label) for number, row in enumerate(rows) for label in row.labels]
+    labels += [(0, 0, 0, 0.0)] * (-len(labels) % ROUND_ANSWERS)
+    return Batch(ids, positions, mask[:, None], torch.tensor([label[:2] for label in labels]),
+                 torch.tensor([label[2] for label in labels]), torch.tensor([label[3] for label in labels]))
+
+
+def batches(sheets: Iterable[Sheet], tokenizer: PreTrainedTokenizerBase, tokens: int) -> Iterator[Batch]:
+    """Batches of at most `tokens` padded tokens; rows wait until enough of like length have come."""
+    waiting: dict[int, list[Row]] = {}
+    for sheet in sheets:
+        row = tokenise(sheet, tokenizer)
+        length = _rounded(len(row.ids))
+        rows = waiting.setdefault(length, [])
+        rows.append(row)
+        if (len(rows) + 1) * length > tokens:
+            yield collate(waiting.pop(length))

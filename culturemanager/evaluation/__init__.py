@@ -1,0 +1,1 @@
+"""Ten systems on the same held-out items: the comparison (`runner`), its figures (`metrics`) and the report (`report`)."""

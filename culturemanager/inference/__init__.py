@@ -1,0 +1,1 @@
+"""Generating and scoring with many adapters in one batch."""

@@ -1,0 +1,284 @@
+"""Continuous batching over many adapters on one base.
+
+Requests join and leave at every step (Yu et al. 2022, "Orca", OSDI): `step` lets waiting requests in, computes
+their prompts together, then computes one token for every running row, each with its own adapter through the bank.
+Every row is answered as if it ran alone; only rounding depends on the company.
+
+An engine belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Container, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from culturemanager.adapters.bank import AdapterBank
+from culturemanager.errors import AdapterError, ModelError, RequestError
+from culturemanager.inference.packing import pack
+from culturemanager.inference.requests import FinishReason, Generation, GenerationRequest, ScoreRequest, TokenEvent
+from culturemanager.inference.runner import ModelRunner, context_length
+from culturemanager.inference.sampling import Sampling, TokenPicker, pick_tokens
+from culturemanager.inference.scheduler import ActiveRequest, Scheduler, by_length
+from culturemanager.inference.text import TextStream
+
+__all__ = ["Engine", "Generation", "GenerationRequest", "Sampling", "ScoreRequest", "TokenEvent"]
+
+Progress = Callable[[int, int, str], None]
+DEFAULT_CONTEXT = 4096
+"""A model made for far more would reserve gigabytes for requests that do not come."""
+SCORED_TOKENS = 4096
+"""Padded tokens of one scoring pass."""
+SCORED_LOGITS = 2**26
+"""Logits of one scoring pass (256 MiB)."""
+
+
+class Engine:
+    """Generates and scores for requests that each name an adapter.
+
+    Args:
+        model: a causal language model in evaluation mode, the one `bank` is on.
+        tokenizer: the model's.
+        bank: holds the adapters. An adapter may be added at any time, and removed while it is not in
+            `adapters_in_use`.
+        max_batch_rows: requests computed together.
+        context: tokens a request may have, prompt and answer together; None: what the model allows, at most
+            4096. The cache has room for `max_batch_rows` times as many.
+        prefill_tokens: prompt tokens let in per step.
+
+    Raises:
+        ModelError: the model or tokenizer cannot be used this way; the message says why.
+        RequestError: a size below 1, or a context beyond the model's.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bank: AdapterBank, *,
+                 max_batch_rows: int = 32, context: int | None = None, prefill_tokens: int = 2048) -> None:
+        longest = context_length(model)
+        if min(max_batch_rows, prefill_tokens, longest if context is None else context) < 1:
+            raise RequestError(f"max_batch_rows {max_batch_rows}, context {context} and prefill_tokens {prefill_tokens} "
+                               "must all be at least 1.")
+        if context is not None and context > longest:
+            raise RequestError(f"A context of {context} tokens is more than the model's {longest}; lower it.")
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"The tokenizer of {tokenizer.name_or_path!r} has no end token (eos_token), so no answer could "
+                             "end; use a model that was trained to end its turn.")
+        self.context = context or min(longest, DEFAULT_CONTEXT)
+        self._tokenizer = tokenizer
+        self._bank = bank
+        self._runner = ModelRunner(model, max_batch_rows, self.context)
+        self._scheduler = Scheduler(max_batch_rows, prefill_tokens)
+        self._ends = _end_ids(model, tokenizer)
+        self._vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        self._ids = itertools.count(1)
+        self._events: list[TokenEvent] = []
+
+    # ---- streaming
+
+    def submit(self, request: GenerationRequest) -> int:
+        """Queue a request and return its number; `step` answers it.
+
+        Raises:
+            RequestError: prompt and `max_new_tokens` are longer than the context.
+            AdapterError: the bank holds no such adapter.
+        """
+        self._check(request)
+        text = TextStream(self._tokenizer, request.stop)
+        active = ActiveRequest(next(self._ids), request, text, TokenPicker(request.sampling))
+        self._scheduler.waiting.append(active)
+        return active.id
+
+    @torch.inference_mode()
+    def step(self) -> list[TokenEvent]:
+        """Compute the next token of every running request, after letting waiting ones in.
+
+        A request that has just been let in gets two tokens in one step. If a pass fails, the step
+        may be repeated: a request then goes on from its last token that was told.
+
+        Raises:
+            AdapterError: an adapter in use was removed from the bank.
+        """
+        for batch in self._scheduler.admissible():
+            with self._bank.rows(self._slots(batch)):
+                logits = self._runner.prefill([active.request.prompt_ids for active in batch], len(self._scheduler.running))
+            self._scheduler.start(batch)
+            self._take(batch, logits)
+        if self._scheduler.running:
+            batch = list(self._scheduler.running)
+            with self._bank.rows(self._slots(batch)):
+                logits = self._runner.decode([active.token_ids[-1] for active in batch],
+                                             [active.last_position for active in batch])
+            self._take(batch, logits)
+        events, self._events = self._events, []
+        return events
+
+    @torch.inference_mode()
+    def cancel(self, request_id: int) -> bool:
+        """End a request and free its row now; the next `step` tells so. False: it has ended already, or never was."""
+        for active in self._scheduler:
+            if active.id == request_id:
+                self._finish(active, "cancelled", None)
+                return True
+        return False
+
+    @property
+    def pending(self) -> int:
+        """Requests that have not ended, and ends not told yet: while it is not 0, call `step`."""
+        return len(self._scheduler) + len(self._events)
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a row."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def running(self) -> int:
+        """Rows in use."""
+        return len(self._scheduler.running)
+
+    @property
+    def adapters_in_use(self) -> set[str]:
+        """Adapters of requests that have not ended; these must stay in the bank."""
+        return {active.request.adapter for active in self._scheduler if active.request.adapter}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes reserved for keys and values; 0 before the first request."""
+        return self._runner.cache.memory_bytes
+
+    # ---- whole lists
+
+    def generate(self, requests: Sequence[GenerationRequest], on_progress: Progress | None = None) -> list[Generation]:
+        """Answer all requests, in their order.
+
+        Args:
+            on_progress: called with the number done, the number of all, and a word for what.
+
+        Raises:
+            RequestError: as `submit`, before anything is computed; or streamed requests have not ended.
+            AdapterError: as `submit`; or an adapter's scores are not finite.
+        """
+        for request in requests:
+            self._check(request)
+        if self.pending:
+            raise RequestError(f"{self.pending} submitted requests have not ended; call `step` until they have.")
+        # Neighbours with the same adapter and length share passes best.
+        order = sorted(range(len(requests)), key=lambda i: (requests[i].adapter, -len(requests[i].prompt_ids)))
+        places = {self.submit(requests[i]): i for i in order}
+        done: dict[int, Generation] = {}
+        try:
+            while len(done) < len(requests):
+                ended = [event for event in self.step() if event.generation]
+                for event in ended:
+                    done[places[event.request_id]] = event.generation
+                    if event.finish_reason == "error":
+                        raise _not_finite(requests[places[event.request_id]].adapter)
+                if ended and on_progress:
+                    on_progress(len(done), len(requests), "generate")
+        finally:
+            self._abandon(places)
+        return [done[i] for i in range(len(requests))]
+
+    @torch.inference_mode()
+    def score(self, requests: Sequence[ScoreRequest], on_progress: Progress | None = None) -> list[tuple[float, ...]]:
+        """Mean log-probability per token of each option's text, the end token included, after the prompt.
+
+        A request's options share one computation of the prompt. Streamed requests are not disturbed.
+
+        Args:
+            on_progress: called with the number done, the number of all, and a word for what.
+
+        Raises:
+            RequestError: a prompt with its longest option is longer than the context.
+            AdapterError: the bank holds no such adapter, or its scores are not finite.
+        """
+        end = self._tokenizer.eos_token_id
+        texts = dict.fromkeys(text for request in requests for text in request.options)
+        spelled = {text: self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts}
+        rows = []
+        for request in requests:
+            longest = max(len(spelled[text]) for text in request.options)
+            self._check_length(len(request.prompt_ids), longest, "the longest option")
+            self._check_adapter(request.adapter)
+            rows.append(pack(request.prompt_ids, [spelled[text] for text in request.options], end))
+        most_kept = max((len(row.kept) for row in rows), default=1)
+        most_rows = max(1, SCORED_LOGITS // (most_kept * self._vocabulary))
+        scores: dict[int, tuple[float, ...]] = {}
+        for batch in by_length(range(len(rows)), lambda i: len(rows[i].ids), most_rows, SCORED_TOKENS):
+            batch.sort(key=lambda i: requests[i].adapter)
+            with self._bank.rows([self._slot(requests[i].adapter) for i in batch]):
+                scores |= zip(batch, self._runner.options([rows[i] for i in batch]), strict=True)
+            for i in batch:
+                if not all(map(math.isfinite, scores[i])):
+                    raise _not_finite(requests[i].adapter)
+            if on_progress:
+                on_progress(len(scores), len(rows), "score")
+        return [scores[i] for i in range(len(rows))]
+
+    # ---- how
+
+    def _take(self, batch: Sequence[ActiveRequest], logits: Tensor) -> None:
+        """Pick each row's next token from its logits [rows, vocabulary], and end the rows that are done."""
+        for active, token in zip(batch, pick_tokens(logits, [active.picker for active in batch]), strict=True):
+            if token is None or token in self._ends:
+                self._finish(active, "error" if token is None else "stop")
+                continue
+            active.token_ids.append(token)
+            delta = active.text.push(token)
+            if active.text.stopped or len(active.token_ids) == active.request.max_new_tokens:
+                self._finish(active, "stop" if active.text.stopped else "length", token, delta)
+            else:
+                self._events.append(TokenEvent(active.id, token, delta, None))
+
+    def _finish(self, active: ActiveRequest, reason: FinishReason, token: int | None = None, delta: str = "") -> None:
+        """Free the request's row, or its place in the queue, and note its end."""
+        if active in self._scheduler.running:
+            self._runner.cache.release(*self._scheduler.finish(active))
+        else:
+            self._scheduler.waiting.remove(active)
+        delta += active.text.finish()
+        self._events.append(TokenEvent(active.id, token, delta, reason, active.generation(reason)))
+
+    def _abandon(self, ids: Container[int]) -> None:
+        """Cancel those that have not ended, without a word."""
+        for active in list(self._scheduler):
+            if active.id in ids:
+                self.cancel(active.id)
+        self._events = [event for event in self._events if event.request_id not in ids]
+
+    def _check(self, request: GenerationRequest) -> None:
+        self._check_length(len(request.prompt_ids), request.max_new_tokens, "max_new_tokens")
+        self._check_adapter(request.adapter)
+
+    def _check_length(self, prompt: int, answer: int, what: str) -> None:
+        if prompt + answer > self.context:
+            raise RequestError(f"The request has {prompt + answer} tokens ({prompt} of the prompt, {answer} of {what}), the "
+                               f"context holds {self.context}. Shorten the prompt or the answer.")
+
+    def _check_adapter(self, name: str) -> None:
+        if name and name not in self._bank.names:
+            raise AdapterError(f"The bank holds no adapter {name!r}; it holds {sorted(self._bank.names)}. Load it first.")
+
+    def _slot(self, adapter: str) -> int:
+        """Looked up for every pass, so that a removed adapter is an error and never another's weights."""
+        self._check_adapter(adapter)
+        return self._bank.names[adapter] if adapter else 0
+
+    def _slots(self, batch: Sequence[ActiveRequest]) -> list[int]:
+        return [self._slot(active.request.adapter) for active in batch]
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end an answer: the tokenizer's, and those of the model's generation settings."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    more = configured if isinstance(configured, (list, tuple)) else [configured]
+    return frozenset({tokenizer.eos_token_id, *(token for token in more if token is not None)})
+
+
+def _not_finite(adapter: str) -> AdapterError:
+    who = f"Adapter {adapter!r}" if adapter else "The base model"
+    return AdapterError(f"{who} gives scores that are not finite numbers. Load the base in float32 or bfloat16; "
+                        "if that does not help, train the adapter again.")

@@ -1,0 +1,86 @@
+"""What goes into the engine and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from culturemanager.errors import RequestError
+from culturemanager.inference.sampling import GREEDY, Sampling
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+"""The end token or a stop string; `max_new_tokens`; `Engine.cancel`; scores that were not finite."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A prompt to continue.
+
+    Raises:
+        RequestError: the prompt or a stop string is empty, or `max_new_tokens` is below 1.
+    """
+
+    prompt_ids: tuple[int, ...]
+    adapter: str = ""
+    """The adapter's name in the bank; empty: the bare base."""
+    max_new_tokens: int = 32
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
+    """Texts that end the generation and are not part of it."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise RequestError("The prompt has no tokens, expected at least one; send a message with text.")
+        if self.max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1.")
+        if not all(self.stop):
+            raise RequestError(f"stop is {list(self.stop)}; an empty stop string would end every text: leave it out.")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished continuation."""
+
+    text: str
+    """Without special tokens; cut before the stop string that ended it."""
+    token_ids: tuple[int, ...]
+    """What the model chose, without the end token; those that spell a stop string are included."""
+    finish_reason: FinishReason
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One token of one request, or its end.
+
+    The `text_delta`s of a request, put together, are its generation's text. A delta may be empty: a token can
+    hold part of a character, or could be the beginning of a stop string.
+    """
+
+    request_id: int
+    token_id: int | None
+    """None when nothing but the end is told: the end token, a cancellation, an error."""
+    text_delta: str
+    finish_reason: FinishReason | None
+    generation: Generation | None = None
+    """The whole, beside the finish reason."""
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """A prompt and the answers to compare after it.
+
+    Raises:
+        RequestError: the prompt is empty, or there are no options.
+    """
+
+    prompt_ids: tuple[int, ...]
+    options: tuple[str, ...]
+    adapter: str = ""
+    """The adapter's name in the bank; empty: the bare base."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise RequestError("The prompt has no tokens, expected at least one; send a message with text.")
+        if not self.options:
+            raise RequestError("A request to score has no options, expected at least one answer.")

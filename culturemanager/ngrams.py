@@ -1,0 +1,45 @@
+"""Whether a text repeats a stretch of words of a held-out item: the check that keeps evaluation out of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from culturemanager.records import EvaluationItem
+from culturemanager.tasks import normalise
+
+
+class WordRuns:
+    """Every run of `n` words of some texts; case and punctuation do not count.
+
+    Args:
+        texts: the held-out texts. One of fewer than `n` words has no run and matches nothing.
+        n: words in a run.
+    """
+
+    def __init__(self, texts: Iterable[str], n: int = 8) -> None:
+        if n < 1:
+            raise ValueError(f"a run has at least one word, got n={n}")
+        self.n = n
+        self._runs = {run for text in texts for run in self._of(text)}
+
+    def _of(self, text: str) -> list[tuple[str, ...]]:
+        words = normalise(text).split()
+        return [tuple(words[start : start + self.n]) for start in range(len(words) - self.n + 1)]
+
+    def shared_with(self, text: str) -> str | None:
+        """The first run that `text` has in common with the held-out texts; `None` if there is none."""
+        return next((" ".join(run) for run in self._of(text) if run in self._runs), None)
+
+
+def item_texts(item: EvaluationItem) -> list[str]:
+    """Every text of an item that training must not have seen: its input fields and its model answer."""
+    texts = [item.answer]
+    for value in item.inputs.values():
+        texts += [value] if isinstance(value, str) else map(str, value)
+    return texts
+
+
+def leakage(texts: Sequence[str], items: Iterable[EvaluationItem], n: int = 8) -> list[bool]:
+    """For each text, whether it shares a run of `n` words with any item."""
+    held_out = WordRuns((text for item in items for text in item_texts(item)), n)
+    return [held_out.shared_with(text) is not None for text in texts]

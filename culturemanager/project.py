@@ -1,0 +1,229 @@
+"""Assembles the stages from a project file; the command line, the jobs and the endpoint call these.
+
+    load -> synthesize -> train -> fit_router -> evaluate        `run` does all of them in that order
+
+Every stage is skipped when it is complete for the same settings and inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from culturemanager import artifacts, config
+from culturemanager.config import Project
+from culturemanager.errors import ConfigError, SynthesisError
+from culturemanager.items import ItemSet
+from culturemanager.records import AdapterVersion, to_rows
+from culturemanager.storage import fingerprint
+
+if TYPE_CHECKING:
+    from culturemanager.evaluation.runner import Evaluation
+
+Progress = Callable[[int, int, str], None]
+ROUTER_VERSION = 1
+"""Raise it when fitting the router changes what is saved."""
+EVALUATION_VERSION = 1
+"""Raise it when the evaluation's code changes its figures or its report."""
+
+
+# ---- the project itself
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Project:
+    """Read a project file and check whatever can be checked before anything runs.
+
+    Raises:
+        ConfigError: the file, a task, an item or a name in it is wrong.
+        ModelError: the base model's folder cannot be used.
+    """
+    project = config.load(path, overrides)
+    check(project)
+    return project
+
+
+def check(project: Project) -> None:
+    """Raise now what would otherwise be raised minutes into a run.
+
+    Raises:
+        ConfigError, SearchError, ModelError: naming the first thing wrong.
+    """
+    from culturemanager.base_model import check_folder
+    from culturemanager.evaluation.baselines import select_systems
+    from culturemanager.providers.folder import folder_path, require_folder
+
+    artifacts.items(project)
+    select_systems(project.evaluation.systems)
+    if project.queries.llm and project.examples.generator.kind != "openai":
+        raise ConfigError("`queries.llm` is true and needs a language model; set `examples.generator.kind: openai`.")
+    if project.pages.search.kind == "folder":
+        require_folder(folder_path(project.pages.search, project))
+    if Path(project.base_path).is_absolute():
+        check_folder(Path(project.base_path))
+
+
+def check_key(project: Project) -> None:
+    """Raise `LanguageModelError` if the generator needs a key that is not in the environment."""
+    if project.examples.generator.kind == "openai":
+        from culturemanager.providers.llm import read_key
+
+        read_key(project.examples.generator)
+
+
+# ---- the stages
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a whole run came to."""
+
+    evaluation: Evaluation | None
+    """`None` if there are no items to evaluate on."""
+    left_out: SynthesisError | None
+    """Names the cultures that were left without training rows; everything else is complete."""
+
+
+def run(project: Project, progress: Progress | None = None) -> Outcome:
+    """Everything, from queries to the evaluation's report. Needs Ray.
+
+    Raises:
+        SynthesisError: no culture has training rows.
+    """
+    left_out = None
+    try:
+        synthesize(project, progress=progress)
+    except SynthesisError as error:
+        if not cultures_with_rows(project):
+            raise
+        left_out = error
+    train(project, progress=progress)
+    fit_router(project, progress)
+    return Outcome(evaluate(project, progress) if artifacts.items(project).items else None, left_out)
+
+
+def needs_ray(project: Project, until: str = "examples") -> bool:
+    """Whether `synthesize` has more to do than to write queries."""
+    from culturemanager.synthesis import pipeline
+
+    wanted = pipeline.STAGES[1 : pipeline.STAGES.index(until) + 1]
+    status = pipeline.stage_status(project)
+    return not all(status[stage] for stage in wanted)
+
+
+def synthesize(project: Project, until: str = "examples", progress: Progress | None = None) -> dict[str, Any]:
+    """The stages from queries to `until`; each stage's row counts and drops. Needs Ray.
+
+    Raises:
+        SynthesisError: a culture was left without pages or rows; the others are complete.
+    """
+    from culturemanager.synthesis import pipeline
+
+    if not pipeline.stage_status(project)["examples"]:
+        check_key(project)
+    return pipeline.synthesize(project, until, progress)
+
+
+def train(project: Project, only: Sequence[str] = (), progress: Progress | None = None) -> list[AdapterVersion]:
+    """The cultures' adapters, and those that the compared systems need; only `only`, if given. Needs Ray.
+
+    Raises:
+        IncompleteStageError: the examples are not there yet.
+        TrainingError: training failed more often than allowed.
+    """
+    from culturemanager.evaluation.baselines import required_adapters
+    from culturemanager.training import trainer
+
+    if only:
+        return trainer.train(project, only, progress=progress)
+    cultures = cultures_with_rows(project)
+    needed = [name for name in required_adapters(project.evaluation.systems, cultures) if name not in cultures]
+    retrieve = None
+    if any(name.startswith("retrieval_") for name in needed):
+        retriever = artifacts.open_retriever(project, artifacts.open_embedder(project))
+        retrieve = functools.partial(retriever.for_examples, limit=project.evaluation.retrieved_passages)
+    return trainer.train(project, cultures, needed, progress, retrieve)
+
+
+def cultures_with_rows(project: Project) -> list[str]:
+    """Ids of the cultures with enough training rows, in the project's order.
+
+    Raises:
+        IncompleteStageError: the examples are not there yet.
+    """
+    rows = artifacts.workspace(project).stage("examples").manifest().details["by_culture"]
+    minimum = project.examples.minimum
+    return [culture.id for culture in artifacts.cultures(project) if rows.get(culture.id, 0) >= minimum]
+
+
+def fit_router(project: Project, progress: Progress | None = None) -> dict[str, Any]:
+    """The router, from examples and passages; its figures on held-out rows.
+
+    Raises:
+        IncompleteStageError: the examples or passages are not there yet.
+        ConfigError: there are too few examples to train or calibrate it.
+    """
+    from culturemanager.routing.router import CultureRouter
+
+    workspace, cultures = artifacts.workspace(project), artifacts.cultures(project)
+    stage = workspace.stage("router")
+    sources = [workspace.stage(name).manifest().files for name in ("examples", "passages")]
+    key = fingerprint(ROUTER_VERSION, project.router.model_dump(), project.embedding.model, project.seed, to_rows(cultures),
+                      sources)
+    embedder = artifacts.open_embedder(project)
+    if stage.is_complete(key):
+        return CultureRouter.load(stage, embedder).report()
+    if progress:
+        progress(0, 1, "router")
+    router = CultureRouter.fit(artifacts.examples(project), artifacts.passages(project), cultures, embedder,
+                               project.router, project.seed)
+    with stage.writing(key) as draft:
+        router.save(draft)
+    if progress:
+        progress(1, 1, "router")
+    return router.report()
+
+
+def evaluate(project: Project, progress: Progress | None = None) -> Evaluation:
+    """Every compared system on the held-out items, and the report.
+
+    Raises:
+        IncompleteStageError: the router, or a stage that a system needs, is not there yet.
+        AdapterError: a system has none of its adapters.
+    """
+    from culturemanager.evaluation import provenance, report, runner
+    from culturemanager.evaluation.baselines import required_adapters, select_systems
+
+    workspace, settings = artifacts.workspace(project), project.evaluation
+    cultures, tasks, items = artifacts.cultures(project), artifacts.tasks(project), artifacts.items(project)
+    serving = artifacts.registry(project).aliases()
+    needed = required_adapters(settings.systems, [culture.id for culture in cultures])
+    adapters = {name: serving[name] for name in needed if name in serving}
+    stage, key = workspace.stage("evaluation"), _evaluation_key(project, adapters, items)
+    if stage.is_complete(key):
+        return runner.load(stage)
+    systems = select_systems(settings.systems).values()
+    embedder = artifacts.open_embedder(project)
+    router = artifacts.open_router(project, embedder)
+    engine, tokenizer, _ = artifacts.open_serving(project, adapters.values())
+    retriever = artifacts.open_retriever(project, embedder) if any(system.passages for system in systems) else None
+    examples = artifacts.examples(project) if any(system.shots for system in systems) else []
+    with stage.writing(key) as draft:
+        evaluation = runner.evaluate(engine, tokenizer, adapters, items, tasks, cultures, settings.systems, router, retriever,
+                                     examples, settings, project.seed, progress, draft=draft)
+        runner.save(draft, evaluation)
+        report.write_report(draft, evaluation, provenance.read_sources(workspace), project.name)
+    return evaluation
+
+
+def _evaluation_key(project: Project, adapters: Mapping[str, str], items: ItemSet) -> str:
+    """What the evaluation depends on: its settings and the contents of everything it reads."""
+    workspace, registry = artifacts.workspace(project), artifacts.registry(project)
+    stages = {name: workspace.stage(name) for name in ("index", "examples", "router")}
+    inputs = {name: stage.manifest().files for name, stage in stages.items() if stage.is_complete()}
+    weights = {name: registry.get(version).content_digest for name, version in adapters.items()}
+    known = [to_rows(records) for records in (items.items, artifacts.cultures(project), artifacts.tasks(project))]
+    return fingerprint(EVALUATION_VERSION, project.evaluation.model_dump(), project.name, project.seed, project.base_path,
+                       project.base.dtype, known, inputs, weights)

@@ -1,0 +1,91 @@
+"""Serving a project from this machine: checks first, then Ray Serve until Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from culturemanager import artifacts, cluster, config, console
+from culturemanager.config import Project
+from culturemanager.errors import ServingError
+
+
+def serve(path: str | Path, overrides: Sequence[str] = (), *, logs: bool = False) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        ConfigError: the project file is wrong.
+        IncompleteStageError: the router is not there yet.
+        ServingError: the port is taken, keys are missing, or the application did not start.
+    """
+    project = config.load(path, overrides)
+    check(project)
+    with cluster.connect(logs=logs):
+        from ray import serve as ray_serve
+        from ray.serve.exceptions import RayServeException
+
+        from serve_app.app import build
+
+        console.note("starting the endpoint")
+        try:
+            ray_serve.start(http_options={"host": project.serving.host, "port": project.serving.port})
+            ray_serve.run(build({"project": str(Path(path).resolve()), "set": list(overrides)}), name="culturemanager")
+        except (RayServeException, RuntimeError) as error:
+            if console.own_error(error):
+                raise
+            raise ServingError(f"the application did not start: {error} `--debug` shows Ray's log.") from error
+        _announce(project)
+        while True:
+            time.sleep(3600)
+
+
+def check(project: Project) -> None:
+    """Raise what would otherwise be raised after Ray has started.
+
+    Raises:
+        IncompleteStageError: the router is not there yet.
+        ServingError: the port is taken or may not be used, or the endpoint would be open to others without keys.
+    """
+    settings = project.serving
+    artifacts.workspace(project).stage("router").manifest()
+    if not is_loopback(settings.host) and not os.environ.get(settings.api_keys_env):
+        raise ServingError(f"serving.host is {settings.host!r}, which others can reach, and the environment variable "
+                           f"{settings.api_keys_env} holds no API key. Set it, or serve on 127.0.0.1.")
+    check_port(settings.host, settings.port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise `ServingError` unless the port can be listened on."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # Connections that were just closed do not count as in use.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror or error})"
+        other = port + 1 if 1024 <= port < 65535 else 8001
+        raise ServingError(f"port {port} on {host} {what}. Choose another: --set serving.port={other}") from error
+
+
+def _announce(project: Project) -> None:
+    settings = project.serving
+    url = f"http://{settings.host}:{settings.port}"
+    key = ' -H "Authorization: Bearer $KEY"' if os.environ.get(settings.api_keys_env) else ""
+    console.say(f"Serving {project.name} at {url}")
+    console.say(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} "
+                "-d '{\"model\": \"auto\", \"messages\": [{\"role\": \"user\", \"content\": \"Should I tip in Germany?\"}]}'")
+    console.say("Ctrl-C stops it.")

@@ -1,0 +1,265 @@
+"""Queries to pages: search everything, choose per culture, fetch each url once.
+
+Every finished batch goes to the stage's draft at once, so an interrupted run goes on where it
+stopped. A draft row is ``{"kind", "key", "reason", "data"}``: kind `search` (key: query id), `fetch`
+(key: url) or `skipped` (key: why a searched folder left files out); `reason` is empty on success.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from culturemanager.config import PagesConfig
+from culturemanager.errors import FetchError, SearchError
+from culturemanager.providers.document import title_and_text
+from culturemanager.providers.fetch import PageFetcher
+from culturemanager.providers.search import SearchProvider
+from culturemanager.records import Page, Query, stable_id
+from culturemanager.storage import StageDraft
+from culturemanager.synthesis.streaming import Row, stream
+
+BATCH = 16
+"""Queries or urls done between two writes to the draft."""
+FETCH_THREADS = 8
+"""Sites read at the same time by one actor; each site gets one request at a time."""
+FAILURES_IN_A_ROW = 8
+"""After so many, an actor takes the search engine to be down and asks it no more."""
+PASSING = frozenset({"timeout", "network"})
+"""Reasons for which a page is tried again when an interrupted stage goes on."""
+
+Item = TypeVar("Item")
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class PagesResult:
+    """What searching and fetching came to."""
+
+    pages: list[Page]
+    """Sorted by culture and url, whatever order they arrived in."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """`search_failed` and `search_empty` count queries; `over_limit` and `fetch_<reason>` pages of a culture;
+    `file_<reason>` files of a searched folder."""
+    failed_cultures: Mapping[str, str] = field(default_factory=dict)
+    """Cultures without any page, and why."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A url that a culture's queries found."""
+
+    culture: str
+    url: str
+    title: str
+    query_ids: tuple[str, ...]
+
+
+def collect_pages(queries: Sequence[Query], config: PagesConfig, search_factory: Callable[[], SearchProvider],
+                  fetcher_factory: Callable[[], PageFetcher], draft: StageDraft,
+                  progress: Progress | None = None) -> PagesResult:
+    """Search and fetch through Ray Data actors; only what `draft` does not hold yet is done.
+
+    Args:
+        search_factory: makes the search provider, once in each actor.
+        fetcher_factory: likewise.
+        draft: keeps every finished batch.
+        progress: called with (done, total, what) after each batch; what it raises interrupts, once
+            batches under way are kept.
+
+    Raises:
+        SearchError: the provider cannot be used, or failed on every query.
+        FetchError: not one page came, all for reasons that may pass (no network).
+    """
+    results = _Results(draft)
+    results.complete("search", _taking_turns(queries, lambda query: query.culture), lambda query: query.id,
+                     lambda query: {"id": query.id, "text": query.text, "language": query.language},
+                     _Factory(SearchWork, search_factory, config.hits_per_query), config.actors, progress,
+                     "queries searched")
+    results.require_some("search", SearchError, "every query failed. The first time: {first}")
+
+    choices, dropped = _choose(queries, results.done["search"], config.per_culture)
+    urls = sorted({choice.url for choice in choices})
+    results.complete("fetch", _taking_turns(urls, _site), lambda url: url, lambda url: {"url": url},
+                     _Factory(FetchWork, fetcher_factory), config.actors, progress, "pages fetched")
+    results.require_some("fetch", FetchError, "no page could be fetched. The first one: {first} Check the network, "
+                         "then run the same command again.")
+
+    pages = []
+    for choice in choices:
+        row = results.done["fetch"][choice.url]
+        if row["reason"]:
+            dropped[f"fetch_{row['reason']}"] += 1
+        else:
+            pages.append(_page(choice, json.loads(row["data"])))
+    dropped.update({f"file_{reason}": int(row["data"]) for reason, row in results.done["skipped"].items()})
+    pages.sort(key=lambda page: (page.culture, page.url))
+    return PagesResult(pages, dropped, _failed_cultures(queries, choices, pages, results.done))
+
+
+class _Results:
+    """The draft's rows by kind and key; of two rows with one key the later counts."""
+
+    def __init__(self, draft: StageDraft) -> None:
+        self._draft = draft
+        self.done: dict[str, dict[str, Row]] = {"search": {}, "fetch": {}, "skipped": {}}
+        self._add(draft.rows())
+
+    def _add(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self.done[row["kind"]][row["key"]] = row
+
+    def _keep(self, rows: list[Row]) -> None:
+        self._draft.append(rows)
+        self._add(rows)
+
+    def _is_final(self, kind: str, key: str) -> bool:
+        row = self.done[kind].get(key)
+        return row is not None and not (row["reason"] and (kind == "search" or row["reason"] in PASSING))
+
+    def complete(self, kind: str, items: Sequence[Item], key: Callable[[Item], str], row: Callable[[Item], Row],
+                 make_work: Callable[[], Callable[[list[Row]], list[Row]]], actors: int, progress: Progress | None,
+                 what: str) -> None:
+        """Do what is left of `items`."""
+        left = [item for item in items if not self._is_final(kind, key(item))]
+        done = len(items) - len(left)
+
+        def report(rows: list[Row]) -> None:
+            nonlocal done
+            done += sum(row["kind"] == kind for row in rows)
+            if progress:
+                progress(done, len(items), what)
+
+        stream([row(item) for item in left], make_work, self._keep, report, actors=actors, batch_size=BATCH)
+
+    def require_some(self, kind: str, error: type[SearchError] | type[FetchError], message: str) -> None:
+        """Raise when everything failed for reasons that may pass: such a stage must not count as complete."""
+        rows = list(self.done[kind].values())
+        if rows and not any(self._is_final(kind, row["key"]) for row in rows):
+            first = min(rows, key=lambda row: row["key"])
+            raise error(message.format(first=first["data"]))
+
+
+class _Factory:
+    """Makes work out of a provider's factory; pickles where a closure would not."""
+
+    def __init__(self, work: Callable[..., Any], factory: Callable[[], Any], *arguments: Any) -> None:
+        self._work, self._factory, self._arguments = work, factory, arguments
+
+    def __call__(self) -> Any:
+        return self._work(self._factory(), *self._arguments)
+
+
+class SearchWork:
+    """Searches one query after another: an engine that is asked too fast shuts its door."""
+
+    def __init__(self, provider: SearchProvider, limit: int) -> None:
+        self._provider, self._limit = provider, limit
+        self._failures: list[str] = []
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        skipped = getattr(self._provider, "skipped", {})
+        return [self._search(row) for row in rows] + [_row("skipped", reason, "", str(n)) for reason, n in skipped.items()]
+
+    def _search(self, row: Row) -> Row:
+        if len(self._failures) >= FAILURES_IN_A_ROW:
+            return _row("search", row["id"], "failed", self._failures[0])
+        try:
+            hits = self._provider.search(row["text"], language=row["language"], limit=self._limit)
+        except SearchError as error:
+            self._failures.append(str(error))
+            return _row("search", row["id"], "failed", str(error))
+        self._failures.clear()
+        return _row("search", row["id"], "", json.dumps([[hit.url, hit.title] for hit in hits], ensure_ascii=False))
+
+
+class FetchWork:
+    """Fetches from several sites at a time, from each one page after another."""
+
+    def __init__(self, fetcher: PageFetcher) -> None:
+        self._fetcher = fetcher
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        by_site: dict[str, list[str]] = defaultdict(list)
+        for row in rows:
+            by_site[_site(row["url"])].append(row["url"])
+        with ThreadPoolExecutor(FETCH_THREADS) as pool:
+            fetched = pool.map(lambda urls: [self._fetch(url) for url in urls], by_site.values())
+            return [row for site in fetched for row in site]
+
+    def _fetch(self, url: str) -> Row:
+        try:
+            page = self._fetcher.fetch(url)
+        except FetchError as error:
+            return _row("fetch", url, error.reason, str(error))
+        values = {"final_url": page.final_url, "content_type": page.content_type, "content": page.text,
+                  "fetched_at": page.fetched_at, "sha256": page.sha256,
+                  "title": title_and_text(page.text, page.content_type)[0]}
+        return _row("fetch", url, "", json.dumps(values, ensure_ascii=False))
+
+
+def _row(kind: str, key: str, reason: str, data: str) -> Row:
+    return {"kind": kind, "key": key, "reason": reason, "data": data}
+
+
+def _site(url: str) -> str:
+    return "://".join(urlsplit(url)[:2])
+
+
+def _taking_turns(items: Sequence[Item], group: Callable[[Item], str]) -> list[Item]:
+    """The items of every group in turn, so that a batch spreads over cultures or sites."""
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[group(item)].append(item)
+    turns = [(turn, name, item) for name, members in groups.items() for turn, item in enumerate(members)]
+    return [item for _, _, item in sorted(turns, key=lambda entry: entry[:2])]
+
+
+def _choose(queries: Sequence[Query], searched: Mapping[str, Row], per_culture: int) -> tuple[list[Choice], Counter[str]]:
+    """The pages worth fetching: those found by most of a culture's queries first, then by best rank, then by url."""
+    ranks: dict[str, dict[str, list[tuple[int, str, str]]]] = defaultdict(lambda: defaultdict(list))
+    dropped: Counter[str] = Counter()
+    for query in queries:
+        row = searched[query.id]
+        if row["reason"]:
+            dropped["search_failed"] += 1
+            continue
+        hits = json.loads(row["data"])
+        dropped["search_empty"] += not hits
+        for rank, (url, title) in enumerate(hits):
+            ranks[query.culture][url].append((rank, query.id, title))
+    choices = []
+    for culture, found in sorted(ranks.items()):
+        best = sorted(found.items(), key=lambda entry: (-len(entry[1]), min(entry[1])[0], entry[0]))
+        dropped["over_limit"] += max(0, len(best) - per_culture)
+        choices += [Choice(culture, url, min(hits)[2], tuple(sorted({query_id for _, query_id, _ in hits})))
+                    for url, hits in best[:per_culture]]
+    return choices, +dropped
+
+
+def _page(choice: Choice, fetched: Mapping[str, str]) -> Page:
+    return Page(id=stable_id(choice.culture, choice.url), culture=choice.culture, query_ids=choice.query_ids, url=choice.url,
+                final_url=fetched["final_url"], title=fetched["title"] or choice.title, content_type=fetched["content_type"],
+                content=fetched["content"], fetched_at=fetched["fetched_at"], sha256=fetched["sha256"])
+
+
+def _failed_cultures(queries: Sequence[Query], choices: Sequence[Choice], pages: Sequence[Page],
+                     done: Mapping[str, Mapping[str, Row]]) -> dict[str, str]:
+    failed: dict[str, str] = {}
+    for culture in sorted({query.culture for query in queries} - {page.culture for page in pages}):
+        rows = [done["search"][query.id] for query in queries if query.culture == culture]
+        reasons = Counter(done["fetch"][choice.url]["reason"] for choice in choices if choice.culture == culture)
+        errors = [row["data"] for row in rows if row["reason"]]
+        if reasons:
+            told = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))
+            failed[culture] = f"none of {sum(reasons.values())} pages could be fetched ({told})"
+        elif errors:
+            failed[culture] = f"{len(errors)} of {len(rows)} queries failed, the others found nothing: {min(errors)}"
+        else:
+            failed[culture] = f"none of {len(rows)} queries found a page"
+    return failed

@@ -1,0 +1,173 @@
+"""What a task is asked, how its answer is read, and when it is right.
+
+A task is a YAML file. `render` turns inputs into a prompt, `parse_answer` reads a model's text
+strictly (a text that is no answer is `None`, never a guess), `is_correct` scores it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import jinja2.sandbox
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from culturemanager.errors import ConfigError
+from culturemanager.records import EvaluationItem, Task
+from culturemanager.yamlfile import read_model
+
+MAX_RENDERED_CHARACTERS = 20_000
+
+
+class TaskFile(BaseModel):
+    """The schema of a task's YAML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    """Lower-case name, used in file and column names."""
+    kind: Literal["classification", "multiple_choice", "generation"]
+    """What an answer is: one of `labels`, one of the item's `options`, or free text."""
+    instruction: str
+    """What the task asks, in one sentence; a language model that writes examples is told this."""
+    fields: tuple[str, ...]
+    """Input fields the template uses; a multiple-choice task needs `options`, a list of texts."""
+    template: str
+    """Jinja2 text for the prompt, rendered in a sandbox."""
+    labels: tuple[str, ...] = ()
+    """Classification only: every answer there is, at least two."""
+    metric: Literal["accuracy", "macro_f1", "keyphrases"] = "accuracy"
+    """`keyphrases` scores free text by the phrases an item accepts and rejects."""
+    seeds: tuple[dict[str, Any], ...] = ()
+    """Worked items, `{inputs: {...}, answer: ...}`, shown to a language model as a pattern."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskFile:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.id):
+            raise ValueError(f"id {self.id!r} must be lower-case letters, digits and underscores")
+        if self.kind == "classification" and len(set(self.labels)) < 2:
+            raise ValueError(f"a classification task needs at least two different labels, found {list(self.labels)}")
+        if self.kind != "classification" and self.labels:
+            raise ValueError(f"labels belong to classification tasks, this one is {self.kind}")
+        if self.kind == "multiple_choice" and "options" not in self.fields:
+            raise ValueError("a multiple_choice task needs the field `options`")
+        if (self.metric == "keyphrases") != (self.kind == "generation"):
+            raise ValueError(f"metric {self.metric!r} does not fit kind {self.kind!r}: "
+                             "keyphrases for generation, accuracy or macro_f1 for the others")
+        normal = [normalise(label) for label in self.labels]
+        if len(set(normal)) != len(normal) or "" in normal:
+            raise ValueError(f"labels {list(self.labels)} cannot be told apart once case and punctuation are dropped")
+        return self
+
+
+def load_task(path: str | Path) -> Task:
+    """Read and check a task file, its template and its seeds included.
+
+    Raises:
+        ConfigError: the file is missing or wrong; the message names file, place and what was expected.
+    """
+    path = Path(path)
+    spec = read_model(path, TaskFile)
+    task = Task(**spec.model_dump())
+    for number, seed in enumerate(task.seeds, 1):
+        if set(seed) != {"inputs", "answer"}:
+            raise ConfigError(f"{path}: seed {number} has the keys {sorted(seed)}; expected `inputs` and `answer`.")
+        try:
+            check_answer(task, seed["inputs"], str(seed["answer"]))
+            render(task, seed["inputs"])
+        except ConfigError as error:
+            raise ConfigError(f"{path}: seed {number}: {error}") from error
+    if not task.seeds:
+        probe = {name: ["first", "second"] if name == "options" else "probe" for name in task.fields}
+        try:
+            render(task, probe)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    return task
+
+
+@functools.lru_cache(maxsize=256)
+def _template(text: str) -> jinja2.Template:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+    return environment.from_string(text)
+
+
+def render(task: Task, inputs: Mapping[str, Any]) -> str:
+    """The prompt for `inputs`, without culture or passages.
+
+    Raises:
+        ConfigError: a field is missing or unknown, or the template fails in its sandbox.
+    """
+    if set(inputs) != set(task.fields):
+        raise ConfigError(f"task {task.id!r} takes the fields {list(task.fields)}, found {sorted(inputs)}.")
+    try:
+        text = _template(task.template).render(**inputs).strip()
+    except (jinja2.TemplateError, jinja2.sandbox.SecurityError, TypeError, OverflowError) as error:
+        raise ConfigError(f"the template of task {task.id!r} fails: {error}. "
+                          f"It may use {list(task.fields)} and plain Jinja2.") from error
+    if len(text) > MAX_RENDERED_CHARACTERS:
+        raise ConfigError(f"the template of task {task.id!r} renders {len(text)} characters; "
+                          f"at most {MAX_RENDERED_CHARACTERS} are allowed.")
+    return text
+
+
+def normalise(text: str) -> str:
+    """Lower case, words separated by one space, punctuation dropped."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def answers(task: Task, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The closed set of answers for these inputs; empty for generation."""
+    if task.kind == "classification":
+        return task.labels
+    if task.kind == "multiple_choice":
+        return tuple(inputs["options"])
+    return ()
+
+
+def check_answer(task: Task, inputs: Mapping[str, Any], answer: str) -> None:
+    """Raise `ConfigError` unless `answer` is one the task allows for these inputs."""
+    allowed = answers(task, inputs)
+    if allowed and answer not in allowed:
+        raise ConfigError(f"answer {answer!r} is none of {list(allowed)}.")
+    if not answer.strip():
+        raise ConfigError("the answer is empty.")
+
+
+def parse_answer(task: Task, inputs: Mapping[str, Any], text: str) -> str | None:
+    """Read a model's text as an answer; `None` if it is none.
+
+    A closed answer must be the whole text, or stand at its beginning and be followed by a word
+    boundary, with no other allowed answer standing there too.
+    """
+    said = normalise(text)
+    if not said:
+        return None
+    allowed = answers(task, inputs)
+    if not allowed:
+        return text.strip()
+    fits = [answer for answer in allowed if said == normalise(answer)]
+    if not fits:
+        fits = [answer for answer in allowed if f"{said} ".startswith(f"{normalise(answer)} ")]
+        fits = [answer for answer in fits if len(answer) == max(map(len, fits))]
+    return fits[0] if len(fits) == 1 else None
+
+
+def contains_phrase(text: str, phrase: str) -> bool:
+    """Whether the words of `phrase` stand in `text` in a row, case and punctuation aside."""
+    return f" {normalise(phrase)} " in f" {normalise(text)} "
+
+
+def is_correct(task: Task, item: EvaluationItem, answer: str | None) -> bool:
+    """Whether a parsed answer is right; an unparsed one (`None`) never is."""
+    if answer is None:
+        return False
+    if task.kind != "generation":
+        return normalise(answer) == normalise(item.answer)
+    accepted = any(contains_phrase(answer, phrase) for phrase in item.accept)
+    rejected = any(contains_phrase(answer, phrase) for phrase in item.reject)
+    return accepted and not rejected

@@ -1,0 +1,1 @@
+"""Scripts for `ray job submit`: parse, build, run, save."""

@@ -1,0 +1,1 @@
+"""The Ray Serve application: ingress, culture router, model replicas."""

@@ -1,0 +1,130 @@
+"""Runs an engine in a thread of its own, and hands its tokens to asyncio callers."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from culturemanager.errors import CultureManagerError, ServingError
+from culturemanager.inference.engine import Engine, GenerationRequest, TokenEvent
+
+
+class EngineLoop:
+    """The one thread that touches the engine and its bank.
+
+    Other threads pass it work through a queue: `call` runs a function between two steps, `generate`
+    streams a request's tokens.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._listeners: dict[int, Callable[[TokenEvent | BaseException], None]] = {}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End the thread after the step it is in."""
+        self._work.put(None)
+        self._thread.join(timeout=10)
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """Run `function` in the engine's thread and return its result, or raise what it raised."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def work() -> None:
+            try:
+                result = function()
+            except BaseException as error:  # noqa: BLE001 - it is raised again where the caller waits
+                loop.call_soon_threadsafe(_settle, future, None, error)
+            else:
+                loop.call_soon_threadsafe(_settle, future, result, None)
+
+        self._work.put(work)
+        return await future
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        """The request's tokens as they come. Leaving early cancels the request and frees its row.
+
+        Raises:
+            RequestError, AdapterError: as `Engine.submit`.
+            ServingError: the engine failed.
+        """
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[TokenEvent | BaseException] = asyncio.Queue()
+
+        def listen(event: TokenEvent | BaseException) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        def submit() -> int:
+            number = self.engine.submit(request)
+            self._listeners[number] = listen
+            return number
+
+        number = await self.call(submit)
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, BaseException):
+                    raise ServingError(f"the engine failed: {event}") from event
+                yield event
+                if event.finish_reason:
+                    return
+        finally:
+            self._work.put(lambda: self._forget(number))
+
+    def _forget(self, number: int) -> None:
+        if self._listeners.pop(number, None):
+            self.engine.cancel(number)
+
+    def _run(self) -> None:
+        while True:
+            if not self._do_work(block=not self.engine.pending):
+                return
+            if self.engine.pending:
+                try:
+                    events = self.engine.step()
+                except (CultureManagerError, RuntimeError) as error:
+                    self._fail(error)
+                    continue
+                for event in events:
+                    listener = self._listeners.get(event.request_id)
+                    if event.finish_reason:
+                        self._listeners.pop(event.request_id, None)
+                    if listener:
+                        listener(event)
+
+    def _do_work(self, block: bool) -> bool:
+        """Run what waits in the queue; False once `stop` was called."""
+        while True:
+            try:
+                work = self._work.get(block=block)
+            except queue.Empty:
+                return True
+            if work is None:
+                return False
+            work()
+            block = False
+
+    def _fail(self, error: BaseException) -> None:
+        """Tell every caller, and clear the engine, so that the next requests start fresh."""
+        for number, listener in list(self._listeners.items()):
+            listener(error)
+            self.engine.cancel(number)
+        self._listeners.clear()
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if not future.done():
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

@@ -1,0 +1,47 @@
+"""What every test shares: one Ray cluster for the whole session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from culturemanager.cluster import prepare_environment, protect_token
+
+# Before anything imports Ray: it reads its authentication mode once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+prepare_environment()
+protect_token()
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A local two-CPU cluster."""
+    import ray
+
+    context = ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", ignore_reinit_error=True)
+    yield context
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def small_run(ray_cluster, tmp_path_factory):
+    """A whole run on two cultures with the embedded default, small enough for a test session; its project file."""
+    from culturemanager import project
+
+    path = tmp_path_factory.mktemp("small") / "project.yaml"
+    tasks = Path(__file__).parents[1] / "examples" / "tasks"
+    path.write_text(f"""
+name: Small
+workspace: work
+cultures: [turkey, germany]
+tasks: [{tasks}/acceptability.yaml, {tasks}/choice.yaml, {tasks}/advice.yaml]
+pages: {{per_culture: 8}}
+examples: {{per_culture_and_task: 20}}
+training: {{epochs: 1, batch_size: 8, checkpoint_every: 2}}
+evaluation: {{systems: [base, retrieval, culturemanager, oracle], bootstrap: 100, max_new_tokens: 12}}
+serving: {{port: 8431}}
+""")
+    project.run(project.load(path))
+    return path

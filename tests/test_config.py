@@ -1,0 +1,168 @@
+"""The project file: what is accepted, and that a mistake is named in one line with the way out."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from culturemanager import config
+from culturemanager.errors import ConfigError
+
+MINIMAL = "name: Test\nworkspace: runs\ncultures: [turkey]\ntasks: [task.yaml]\n"
+
+
+def written(folder: Path, text: str = MINIMAL) -> Path:
+    path = folder / "project.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def message(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, overrides)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_minimal_file_has_defaults_for_the_rest(tmp_path: Path) -> None:
+    project = config.load(written(tmp_path))
+    assert project.base.path == "embedded"
+    assert project.pages.search == config.FolderSearch()
+    assert project.examples.generator == config.ExtractiveGenerator()
+
+
+def test_paths_are_relative_to_the_file_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    path = written(folder)
+    monkeypatch.chdir(tmp_path)
+    project = config.load(path.relative_to(tmp_path))
+    assert project.workspace_url == str(folder / "runs")
+    assert project.resolve("../tasks/a.yaml") == tmp_path / "tasks/a.yaml"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/run", "memory://run", "file:///tmp/run"])
+def test_workspace_url_stays_as_it_is(tmp_path: Path, url: str) -> None:
+    assert config.load(written(tmp_path), [f"workspace={url}"]).workspace_url == url
+
+
+def test_base_path_is_a_folder_of_the_project_or_a_hub_name(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    path = written(tmp_path)
+    assert config.load(path).base_path == "embedded"
+    assert config.load(path, ["base.path=model"]).base_path == str(tmp_path / "model")
+    assert config.load(path, ["base.path=owner/name"]).base_path == "owner/name"
+
+
+def test_a_folder_named_embedded_does_not_replace_the_embedded_model(tmp_path: Path) -> None:
+    (tmp_path / "embedded").mkdir()
+    assert config.load(written(tmp_path)).base_path == "embedded"
+
+
+@pytest.mark.parametrize(("override", "read"), [
+    ("training.epochs=2", lambda project: project.training.epochs == 2),
+    ("training.learning_rate=1e-3", lambda project: project.training.learning_rate == 1e-3),
+    ("cultures=[turkey, germany]", lambda project: project.cultures == ("turkey", "germany")),
+    ("queries.topics=[tipping]", lambda project: project.queries.topics == ("tipping",)),
+    ("pages.fetch.allow_private_addresses=true", lambda project: project.pages.fetch.allow_private_addresses is True),
+    ("name=a=b", lambda project: project.name == "a=b"),
+    ("evaluation.systems=[base]", lambda project: project.evaluation.systems == ("base",)),
+])
+def test_override_sets_one_field(tmp_path: Path, override: str, read) -> None:
+    assert read(config.load(written(tmp_path), [override]))
+
+
+def test_later_override_wins_and_overrides_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, MINIMAL + "training: {epochs: 7, rank: 3}\n")
+    project = config.load(path, ["training.epochs=1", "training.epochs=2"])
+    assert (project.training.epochs, project.training.rank) == (2, 3)
+
+
+def test_section_without_a_kind_is_of_the_default_kind(tmp_path: Path) -> None:
+    project = config.load(written(tmp_path), ["pages.search.path=docs"])
+    assert project.pages.search == config.FolderSearch(path="docs")
+
+
+def test_other_kinds_are_chosen_by_name(tmp_path: Path) -> None:
+    search = "pages.search={kind: searxng, url: 'https://search.example.org'}"
+    generator = "examples.generator={kind: openai, base_url: 'https://host.example.org/v1', model: m}"
+    project = config.load(written(tmp_path), [search, generator])
+    assert project.pages.search.kind == "searxng"
+    assert project.examples.generator.api_key_env == "OPENAI_API_KEY"
+
+
+@pytest.mark.parametrize(("override", "parts"), [
+    ("training.epoch=2", ["training.epoch", "unknown field", "epochs"]),
+    ("trainin.epochs=2", ["trainin", "unknown field", "training"]),
+    ("training.epochs=two", ["training.epochs", "'two'", "integer"]),
+    ("training.epochs=0", ["training.epochs", "greater than or equal to 1"]),
+    ("training.dropout=1", ["training.dropout", "less than 1"]),
+    ("serving.port=99999", ["serving.port", "65535"]),
+    ("cultures=[]", ["cultures", "at least 1"]),
+    ("pages.search.kind=google", ["pages.search", "google", "folder", "searxng", "wikipedia"]),
+    ("base.dtype=int4", ["base.dtype", "float32", "int4"]),
+    ("examples.generator={kind: openai, model: m}", ["base_url", "required"]),
+    ("examples.generator={kind: openai, model: m, base_url: x, api_key: sk-1}", ["api_key"]),
+    ("training=5", ["training", "5"]),
+    ("name.first=x", ["name", "not a group of fields"]),
+    ("epochs", ["--set 'epochs'", "field.field=value"]),
+    ("=2", ["--set '=2'", "field.field=value"]),
+    ("training.epochs=[", ["--set", "not a YAML value"]),
+])
+def test_mistake_in_an_override_is_named(tmp_path: Path, override: str, parts: list[str]) -> None:
+    text = message(written(tmp_path), override)
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize(("text", "parts"), [
+    ("", ["key: value", "NoneType"]),
+    ("- a\n- b\n", ["key: value", "list"]),
+    ("name: [\n", ["project.yaml:2:1", "not valid YAML"]),
+    ("name: a\n\tworkspace: b\n", ["project.yaml:2:1", "not valid YAML"]),
+    ("name: T\nworkspace: w\ncultures: [turkey]\n", ["tasks", "required"]),
+    (MINIMAL + "training:\n", ["training"]),
+    ("name: !!python/object/apply:os.system ['true']\n", ["not valid YAML"]),
+])
+def test_mistake_in_the_file_is_named(tmp_path: Path, text: str, parts: list[str]) -> None:
+    found = message(written(tmp_path, text))
+    for part in ["project.yaml", *parts]:
+        assert part in found
+
+
+def test_missing_file_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    assert "culturemanager init" in message(tmp_path / "nowhere.yaml")
+
+
+def test_folder_and_binary_file_are_refused(tmp_path: Path) -> None:
+    assert "Is a directory" in message(tmp_path)
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "binary.yaml" in message(path)
+
+
+def test_project_survives_the_way_to_a_worker(tmp_path: Path) -> None:
+    project = config.load(written(tmp_path))
+    copy = pickle.loads(pickle.dumps(project))
+    assert copy == project
+    assert copy.workspace_url == project.workspace_url
+
+
+def test_project_cannot_be_changed(tmp_path: Path) -> None:
+    project = config.load(written(tmp_path))
+    with pytest.raises(ValueError, match="frozen"):
+        project.training.epochs = 3
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=40))
+def test_any_override_either_loads_or_gives_one_line(tmp_path: Path, override: str) -> None:
+    try:
+        config.load(written(tmp_path), [override])
+    except ConfigError as error:
+        assert "\n" not in str(error).replace(override, "").replace(repr(override), "")

@@ -1,0 +1,199 @@
+"""Who may import whom, what stays light, and that every library used is declared."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("culturemanager", "serve_app", "jobs")
+# Each line imports only from itself and the lines before it; only the parts in APART also keep off each other.
+LINES = (
+    ("culturemanager.records", "culturemanager.errors"),
+    ("culturemanager.config", "culturemanager.storage", "culturemanager.yamlfile"),
+    ("culturemanager.cultures", "culturemanager.tasks", "culturemanager.prompts", "culturemanager.items",
+     "culturemanager.ngrams", "culturemanager.metrics", "culturemanager.chat", "culturemanager.providers"),
+    ("culturemanager.base_model", "culturemanager.embedded", "culturemanager.adapters", "culturemanager.routing"),
+    ("culturemanager.synthesis", "culturemanager.training", "culturemanager.inference"),
+    ("culturemanager.evaluation",),
+    ("culturemanager.project", "culturemanager.artifacts", "culturemanager.questions", "culturemanager.serving",
+     "culturemanager.cluster", "culturemanager.console", "culturemanager.doctor", "culturemanager.starter",
+     "culturemanager.job", "culturemanager.cli", "jobs", "serve_app"),
+)
+APART = {"culturemanager.synthesis", "culturemanager.training", "culturemanager.inference"}
+HEAVY = {"torch", "transformers", "ray", "numpy", "pyarrow", "faiss", "deepspeed", "peft", "sklearn", "scipy", "pandas",
+         "pydantic", "openai", "httpx2", "trafilatura", "matplotlib", "fastapi", "safetensors"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            yield name, path
+
+
+def imports(path: Path, name: str) -> Iterator[str]:
+    """Every module a file imports, inside functions too, without imports for type checkers only."""
+    todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            todo += node.orelse
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+            for alias in node.names:  # `from culturemanager import config` imports culturemanager.config
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in module_names() else node.module
+        else:
+            todo += ast.iter_child_nodes(node)
+
+
+@functools.cache
+def module_names() -> frozenset[str]:
+    return frozenset(name for name, _ in modules())
+
+
+def place(module: str) -> tuple[int, str]:
+    """The line and the part a module belongs to."""
+    for number, line in enumerate(LINES):
+        for part in line:
+            if module == part or module.startswith(part + "."):
+                return number, part
+    raise AssertionError(f"{module} stands in no line of the import order; add it to LINES.")
+
+
+def wrong_imports(sources: Iterator[tuple[str, Path]]) -> list[str]:
+    wrong = []
+    for name, path in sources:
+        if name == "culturemanager":
+            continue
+        line, part = place(name)
+        for target in imports(path, name):
+            if target.split(".")[0] not in PACKAGES or target == "culturemanager":
+                continue
+            other_line, other_part = place(target)
+            if other_line > line or (other_part != part and {part, other_part} <= APART):
+                wrong.append(f"{name} imports {target}")
+    return wrong
+
+
+def test_imports_go_one_way() -> None:
+    assert wrong_imports(modules()) == []
+
+
+@pytest.mark.parametrize(("module", "text"), [
+    ("culturemanager.records", "from culturemanager.config import Project"),
+    ("culturemanager.synthesis.planted", "from culturemanager.training.rows import collate"),
+    ("culturemanager.adapters.planted", "def f():\n    import culturemanager.inference.engine"),
+    ("culturemanager.evaluation.planted", "from culturemanager import project"),
+])
+def test_a_planted_import_against_the_direction_is_found(module: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "planted.py"
+    path.write_text(text)
+    assert len(wrong_imports(iter([(module, path)]))) == 1
+
+
+def test_only_the_trainer_brings_ray_into_training_and_inference() -> None:
+    users = {name for name, path in modules() if any(target.split(".")[0] == "ray" for target in imports(path, name))}
+    below = {name for name in users if name.startswith(("culturemanager.adapters", "culturemanager.training",
+                                                        "culturemanager.inference", "culturemanager.routing"))}
+    assert below == {"culturemanager.training.trainer"}
+
+
+def python(code: str, **environment: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)} | environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def loaded(code: str) -> set[str]:
+    """The heavy libraries that a fresh interpreter holds after `code`."""
+    names = json.loads(python(f"{code}\nimport sys, json\nprint(json.dumps([name.split('.')[0] for name in sys.modules]))")
+                       .splitlines()[-1])
+    return HEAVY & set(names)
+
+
+def test_bank_loop_and_engine_run_without_ray() -> None:
+    python("import sys; sys.modules['ray'] = None\n"
+           "import culturemanager.adapters.bank, culturemanager.training.loop, culturemanager.inference.engine\n"
+           "import culturemanager.routing.router")
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded("import culturemanager") == set()
+
+
+def test_public_names_are_there_and_listed() -> None:
+    import culturemanager
+
+    for name in culturemanager.__all__:
+        assert getattr(culturemanager, name) is not None
+    assert set(culturemanager.__all__) <= set(dir(culturemanager))
+    with pytest.raises(AttributeError, match="nonsense"):
+        culturemanager.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["passages", "--help"], ["adapters", "list", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    assert loaded(f"from culturemanager import cli; assert cli.execute({arguments!r}) == 0") == set()
+
+
+def test_help_answers_in_under_half_a_second() -> None:
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        python("import sys; sys.argv[1:] = ['--help']\nfrom culturemanager.cli import main\nmain()")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Processor time: the wall clock would measure what else the machine does.
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_no_module_works_at_import() -> None:
+    """Importing every module starts no Ray, no thread and no file."""
+    names = [name for name in sorted(module_names()) if not name.startswith("jobs")]
+    out = python("import importlib, threading\n"
+                 f"for name in {names!r}: importlib.import_module(name)\n"
+                 "import ray; print(ray.is_initialized(), threading.active_count())")
+    assert out.split()[-2:] == ["False", "1"]
+
+
+# Declared libraries
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = project["dependencies"] + project["optional-dependencies"]["search"] + project["optional-dependencies"]["embedded"]
+    return {normal(re.match(r"[A-Za-z0-9._-]+", text).group()) for text in texts}
+
+
+def test_every_imported_library_is_declared() -> None:
+    homes = importlib.metadata.packages_distributions()
+    used: dict[str, set[str]] = {}
+    for name, path in modules():
+        for target in imports(path, name):
+            top = target.split(".")[0]
+            if top not in sys.stdlib_module_names and top not in PACKAGES:
+                used.setdefault(top, set()).add(name)
+    missing = {library: sorted(users) for library, users in used.items()
+               if not {normal(home) for home in homes.get(library, [library])} & declared()}
+    assert missing == {}

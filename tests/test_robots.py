@@ -1,0 +1,78 @@
+"""robots.txt over real HTTP: obeyed, read once, and what its absence means."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from culturemanager.errors import FetchError
+from tests.fetching import PAGE, fetcher, reason, with_a_public_door
+from tests.loopback import Reply, redirect, site
+
+ROBOTS = "User-agent: *\nDisallow: /private\n\nUser-agent: Tester\nDisallow: /tea\nAllow: /tea/green\n"
+
+
+def with_robots(robots: Reply) -> dict[str, Reply]:
+    pages = {path: Reply(PAGE) for path in ("/tea", "/tea/green", "/private")}
+    return {"/robots.txt": robots, "/go": redirect("/tea"), **pages}
+
+
+def test_robots_txt_is_obeyed_by_the_product_token_and_read_once() -> None:
+    with site(with_robots(Reply(ROBOTS, headers={"Content-Type": "text/plain"}))) as web:
+        tester = fetcher(user_agent="Tester/2.0 (+https://example.com)")
+        with pytest.raises(FetchError) as caught:
+            tester.fetch(f"{web.url}/tea")
+        assert caught.value.reason == "robots"
+        assert tester.fetch(f"{web.url}/tea/green").text == PAGE and tester.fetch(f"{web.url}/private").text == PAGE
+        assert web.asked("/robots.txt") == 1 and web.asked("/tea") == 0
+        assert reason(f"{web.url}/private", user_agent="Somebody/1") == "robots"
+
+
+def test_robots_txt_is_obeyed_behind_a_redirect() -> None:
+    with site(with_robots(Reply(ROBOTS))) as web:
+        assert reason(f"{web.url}/go", user_agent="Tester/2.0") == "robots"
+        assert web.asked("/go") == 1 and web.asked("/tea") == 0
+
+
+def test_robots_txt_may_be_redirected_but_not_to_a_private_address() -> None:
+    with site({"/robots.txt": redirect("/moved"), "/moved": Reply(ROBOTS), "/tea": Reply(PAGE)}) as web:
+        assert reason(f"{web.url}/tea", user_agent="Tester/2.0") == "robots"
+    with site({"/": Reply(PAGE)}) as inner, site({"/robots.txt": redirect(f"{inner.url}/"), "/": Reply(PAGE)}) as outer:
+        with pytest.raises(FetchError) as caught:
+            with_a_public_door(outer).fetch(f"{outer.url}/")
+        assert caught.value.reason == "address" and inner.requests == [] and outer.asked("/") == 0
+
+
+@pytest.mark.parametrize(("robots", "allowed"), [
+    (Reply("", 404), True), (Reply("", 401), True), (Reply("", 403), True), (Reply("", 500), False), (Reply("", 503), False),
+    (redirect("/robots.txt"), False), (Reply(send=lambda handler: time.sleep(1.5)), False),
+    (Reply(send=lambda handler: handler.wfile.write(b"nonsense\r\n\r\n")), False), (Reply(b"\xff\xfe\0\0 nonsense"), True),
+], ids=["404", "401", "403", "500", "503", "ring", "timeout", "broken", "unreadable"])
+def test_without_a_readable_robots_txt_4xx_allows_and_failure_forbids(robots: Reply, allowed: bool) -> None:
+    with site(with_robots(robots)) as web:
+        one = fetcher(timeout_s=2)
+        if allowed:
+            assert one.fetch(f"{web.url}/tea").text == PAGE
+        else:
+            with pytest.raises(FetchError) as caught:
+                one.fetch(f"{web.url}/tea")
+            assert caught.value.reason == "robots" and web.asked("/tea") == 0
+
+
+def test_of_a_huge_robots_txt_the_beginning_counts() -> None:
+    huge = "User-agent: *\nDisallow: /private\n" + "# padding\n" * 100_000
+    with site(with_robots(Reply(huge))) as web:
+        one = fetcher()
+        assert one.fetch(f"{web.url}/tea").text == PAGE
+        with pytest.raises(FetchError, match="closed"):
+            one.fetch(f"{web.url}/private")
+
+
+def test_a_crawl_delay_is_kept_and_does_not_count_as_time_of_the_page() -> None:
+    with site(with_robots(Reply("User-agent: *\nCrawl-delay: 2\n"))) as web:
+        one = fetcher(timeout_s=1.8)
+        one.fetch(f"{web.url}/tea")
+        start = time.monotonic()
+        one.fetch(f"{web.url}/tea/green")
+        assert time.monotonic() - start > 1.8

@@ -1,0 +1,183 @@
+"""Adapters trained together end where each would end alone, and an interrupted run ends where an undisturbed one does."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+
+from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.base_model import load_base_model
+from culturemanager.errors import TrainingError
+from culturemanager.training.checkpoint import newest_whole_checkpoint, save_checkpoint
+from culturemanager.training.loop import AdapterJob, PackTrainer, PlainEngine
+from culturemanager.training.optimizer import learning_rate
+from culturemanager.training.rows import epoch_batches, tokenise
+from tests.tiny_model import WORDS, build_tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def pairs(count: int, seed: int) -> list[tuple[str, str]]:
+    draw = random.Random(seed)
+    return [(" ".join(draw.choices(WORDS, k=draw.randint(3, 9))), " ".join(draw.choices(WORDS, k=draw.randint(1, 4))))
+            for _ in range(count)]
+
+
+def make_jobs(tokenizer) -> list[AdapterJob]:
+    """Three adapters that differ in everything an adapter may own."""
+    settings = [dict(shape=AdapterShape(4, 8), seed=1, epochs=4, batch_size=4, learning_rate=5e-3),
+                dict(shape=AdapterShape(2, 8, dropout=0.2), seed=2, epochs=3, batch_size=2, learning_rate=1e-2, weight_decay=0.1),
+                dict(shape=AdapterShape(4, 4), seed=3, epochs=8, batch_size=8, learning_rate=2e-3, clip_norm=0.1)]
+    return [AdapterJob(f"adapter{n}", tokenise(tokenizer, pairs(20, n), 64)[0], tokenise(tokenizer, pairs(6, 50 + n), 64)[0], **values)
+            for n, values in enumerate(settings)]
+
+
+def train(folder, choose=lambda jobs: jobs, stop_after: int = 0, checkpoints=None, every: int = 5):
+    model, tokenizer = load_base_model(folder)
+    jobs = choose(make_jobs(tokenizer))
+    trainer = PackTrainer(AdapterBank(model, slots=len(jobs), max_rank=4), jobs, PlainEngine, tokenizer.pad_token_id, checkpoints, every)
+    if not stop_after:
+        trainer.run()
+    while stop_after and trainer.step_number < stop_after:
+        trainer.train_step()
+        if checkpoints and trainer.step_number % every == 0:
+            trainer.save()
+    return trainer
+
+
+def assert_same_adapter(one: PackTrainer, other: PackTrainer, name: str, tolerance: float) -> None:
+    theirs = other.tensors(name)
+    for key, weights in one.tensors(name).items():
+        torch.testing.assert_close(weights, theirs[key], rtol=tolerance, atol=tolerance * weights.abs().max().item() + 1e-9)
+
+
+def test_an_adapter_in_a_pack_ends_where_it_ends_alone(folder):
+    pack = train(folder)
+    for number in range(3):
+        alone = train(folder, lambda jobs, n=number: [jobs[n]])
+        name = f"adapter{number}"
+        assert pack.progress[name].step == alone.progress[name].step >= 20
+        assert_same_adapter(pack, alone, name, 1e-4)
+        torch.testing.assert_close(torch.tensor(pack.progress[name].losses), torch.tensor(alone.progress[name].losses), rtol=1e-4, atol=1e-5)
+        assert pack.progress[name].losses[-1] < pack.progress[name].losses[0]
+
+
+def test_a_resumed_run_ends_with_the_same_weights(folder, tmp_path):
+    undisturbed = train(folder)
+    train(folder, stop_after=13, checkpoints=tmp_path)
+    resumed = train(folder, checkpoints=tmp_path)
+    assert newest_whole_checkpoint(tmp_path) is not None
+    for name in undisturbed.jobs:
+        assert resumed.progress[name].losses == pytest.approx(undisturbed.progress[name].losses, rel=1e-4)
+        assert_same_adapter(resumed, undisturbed, name, 1e-5)
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_last_whole_one(tmp_path):
+    save_checkpoint(tmp_path, 5, {"a": torch.ones(4)}, {"note": "whole"})
+    torn = save_checkpoint(tmp_path, 10, {"a": torch.zeros(4)}, {"note": "torn"})
+    data = bytearray((torn / "tensors.safetensors").read_bytes())
+    data[-1] ^= 1
+    (torn / "tensors.safetensors").write_bytes(data)
+    (tmp_path / "step-00000015").mkdir()
+    tensors, state = newest_whole_checkpoint(tmp_path)
+    assert state["note"] == "whole" and tensors["a"].sum() == 4
+
+
+def test_a_diverging_adapter_stops_alone(folder):
+    model, tokenizer = load_base_model(folder)
+    jobs = make_jobs(tokenizer)
+    bank = AdapterBank(model, slots=3, max_rank=4)
+    trainer = PackTrainer(bank, jobs, PlainEngine, tokenizer.pad_token_id)
+    trainer.train_step()
+    with torch.no_grad():
+        bank.parameters()[0][bank.names["adapter1"]] = float("nan")
+    trainer.run()
+    assert trainer.progress["adapter1"].stopped.startswith("the loss was nan")
+    healthy = train(folder, lambda every: [every[0], every[2]])
+    for name in ("adapter0", "adapter2"):
+        assert trainer.progress[name].stopped == "finished"
+        assert_same_adapter(trainer, healthy, name, 1e-4)
+
+
+def test_when_every_adapter_fails_training_says_so(folder):
+    model, tokenizer = load_base_model(folder)
+    bank = AdapterBank(model, slots=1, max_rank=4)
+    trainer = PackTrainer(bank, make_jobs(tokenizer)[:1], PlainEngine, tokenizer.pad_token_id)
+    with torch.no_grad():
+        bank.parameters()[0][1] = float("nan")
+    with pytest.raises(TrainingError, match="every adapter failed.*learning_rate"):
+        trainer.run()
+
+
+def test_early_stop_ends_one_adapter_and_not_the_others(folder):
+    model, tokenizer = load_base_model(folder)
+    jobs = make_jobs(tokenizer)
+    patient = AdapterJob(**{**vars(jobs[0]), "epochs": 40, "patience": 2, "learning_rate": 5e-2})
+    trainer = PackTrainer(AdapterBank(model, slots=2, max_rank=4), [patient, jobs[1]], PlainEngine, tokenizer.pad_token_id)
+    trainer.run()
+    assert trainer.progress["adapter0"].stopped == "early stop"
+    assert trainer.progress["adapter0"].step < patient.total_steps
+    assert trainer.progress["adapter1"].stopped == "finished"
+
+
+def test_the_learning_rate_rises_and_falls_to_zero():
+    rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
+    assert rates[9] == 1.0 and rates[0] == 0.1 and rates[-1] < 0.02
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_batches_depend_on_seed_and_epoch_alone(folder):
+    _, tokenizer = load_base_model(folder)
+    rows = make_jobs(tokenizer)[0].train
+    assert list(epoch_batches(rows, 4, 1, 0)) == list(epoch_batches(rows, 4, 1, 0)) != list(epoch_batches(rows, 4, 1, 1))
+    assert sorted(row.ids for batch in epoch_batches(rows, 3, 1, 0) for row in batch) == sorted(row.ids for row in rows)
+
+
+def test_rows_longer_than_the_limit_are_dropped_and_counted(folder):
+    _, tokenizer = load_base_model(folder)
+    rows, dropped = tokenise(tokenizer, [("tip", "yes"), ("tip " * 100, "no")], 64)
+    assert len(rows) == 1 and dropped == 1
+    assert tokenizer.decode(rows[0].ids[rows[0].prompt_length:]) == "yes <end>"
+
+
+def test_ray_train_with_deepspeed_trains_publishes_and_resumes(folder, tmp_path, ray_cluster):
+    from culturemanager import config
+    from culturemanager.adapters.registry import AdapterRegistry
+    from culturemanager.records import Example, to_rows
+    from culturemanager.storage import Workspace
+    from culturemanager.training import trainer
+
+    (tmp_path / "project.yaml").write_text(f"""
+name: tiny
+workspace: work
+cultures: [turkey, greece]
+tasks: [unused.yaml]
+base: {{path: {folder}}}
+training: {{epochs: 2, batch_size: 4, rank: 4, workers: 2, cpus_per_worker: 0.5, threads_per_worker: 1, learning_rate: 0.005, checkpoint_every: 3}}
+""")
+    project = config.load(tmp_path / "project.yaml")
+    examples = [Example(f"{culture}{n}", culture, "t", {}, prompt, completion, ("p",), "u", "d", "q", "g", split="train" if n % 5 else "validation")
+                for s, culture in enumerate(("turkey", "greece")) for n, (prompt, completion) in enumerate(pairs(20, s))]
+    with Workspace(project.workspace_url).stage("examples").writing("x") as draft:
+        draft.write_rows(to_rows(examples))
+    versions = trainer.train(project)
+    assert [version.name for version in versions] == ["turkey-v0001", "greece-v0001"]
+    assert trainer.train(project) == versions
+    registry = AdapterRegistry(tmp_path / "work" / "adapters")
+    curves = json.loads((tmp_path / "work" / "training" / "curves.json").read_text())
+    assert curves["turkey"]["loss"][-1] < curves["turkey"]["loss"][0]
+
+    single = config.load(tmp_path / "project.yaml", ["training.workers=1", "workspace=single"])
+    with Workspace(single.workspace_url).stage("examples").writing("x") as draft:
+        draft.write_rows(to_rows(examples))
+    trainer.train(single)
+    _, two_workers = registry.load("turkey-v0001")
+    _, one_worker = AdapterRegistry(tmp_path / "single" / "adapters").load("turkey-v0001")
+    for key, weights in one_worker.items():
+        torch.testing.assert_close(two_workers[key], weights, rtol=1e-3, atol=1e-5)
