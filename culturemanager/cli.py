@@ -266,7 +266,7 @@ def evaluate(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) 
 
 @app.command()
 def serve(context: typer.Context, project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) -> None:
-    """Serve the trained model: an OpenAI-compatible endpoint and a playground."""
+    """Serve the trained model: an OpenAI-compatible endpoint."""
     from culturemanager import serving
 
     serving.serve(project, overrides, logs=bool(context.obj))

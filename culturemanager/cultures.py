@@ -15,6 +15,8 @@ from culturemanager.errors import ConfigError, UnknownCultureError
 from culturemanager.records import Culture
 
 ID_PATTERN = re.compile(r"[a-z][a-z0-9_]*")
+RESERVED_PATTERN = re.compile(r"joint|joint_culture_prompt|(agnostic|retrieval)_.*")
+"""Names of the comparison adapters, which lie in the same registry as the cultures' own."""
 
 
 @functools.cache
@@ -30,7 +32,7 @@ def resolve_cultures(entries: Sequence[str | CultureEntry]) -> tuple[Culture, ..
 
     Raises:
         UnknownCultureError: an id that is neither in the catalogue nor defined; nearest ids are listed.
-        ConfigError: an id twice, or one that cannot be a name on disk.
+        ConfigError: an id twice, one that cannot be a name on disk, or one that a comparison adapter has.
     """
     cultures: dict[str, Culture] = {}
     for entry in entries:
@@ -38,6 +40,9 @@ def resolve_cultures(entries: Sequence[str | CultureEntry]) -> tuple[Culture, ..
         if not ID_PATTERN.fullmatch(culture.id):
             raise ConfigError(f"culture id {culture.id!r}: expected lower-case letters, digits and underscores, "
                               "such as `south_korea`.")
+        if RESERVED_PATTERN.fullmatch(culture.id):
+            raise ConfigError(f"culture id {culture.id!r} names an adapter of the comparison (`joint`, `joint_culture_prompt`, "
+                              "`agnostic_…`, `retrieval_…`); choose another id.")
         if culture.id in cultures:
             raise ConfigError(f"culture {culture.id!r} is listed twice in `cultures`; remove one.")
         cultures[culture.id] = culture

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import os
+
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
 from culturemanager import config
-from serve_app.ingress import Ingress
+from serve_app.ingress import Ingress, key_sums
 from serve_app.replica import Replica
 from serve_app.router import CultureRouter
 
@@ -28,7 +30,7 @@ class ApplicationArgs(BaseModel):
 
 
 def build(args: dict) -> Application:
-    """The Serve application of a project.
+    """The Serve application of a project. API keys are read here, where the application is built, and leave as sums.
 
     Raises:
         ConfigError: the project file is wrong.
@@ -48,7 +50,7 @@ def build(args: dict) -> Application:
     ).bind(given.project, given.overrides, replica)
     return Ingress.options(
         max_ongoing_requests=200, max_queued_requests=waiting, ray_actor_options={"num_cpus": 0.1},
-    ).bind(router, settings.api_keys_env)
+    ).bind(router, key_sums(os.environ.get(settings.api_keys_env, "")))
 
 
 def _size(replicas: int, max_replicas: int, target: int) -> dict:

@@ -1,11 +1,12 @@
-"""The HTTP side: OpenAI's routes, API keys, errors in OpenAI's shape."""
+"""The HTTP side: OpenAI's routes, API keys, errors in OpenAI's shape.
 
+Annotations stay objects here (no `from __future__ import annotations`): FastAPI reads them.
+"""
 
 import hashlib
 import hmac
-import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -26,18 +27,23 @@ api = FastAPI(title="CultureManager", description="One language model, every cul
               docs_url=None, redoc_url=None)
 
 
-class ApiKeys:
-    """The keys that open the endpoint, held as SHA-256 sums only."""
+def key_sums(text: str) -> list[str]:
+    """SHA-256 sums of comma-separated API keys: what deployments are given instead of the keys."""
+    return [hashlib.sha256(key.strip().encode()).hexdigest() for key in text.split(",") if key.strip()]
 
-    def __init__(self, text: str) -> None:
-        self._sums = [hashlib.sha256(key.strip().encode()).digest() for key in text.split(",") if key.strip()]
+
+class ApiKeys:
+    """The keys that open the endpoint, known by their sums only (`key_sums`)."""
+
+    def __init__(self, sums: Sequence[str]) -> None:
+        self._sums = list(sums)
 
     def admits(self, authorization: str | None) -> bool:
         """Whether an `Authorization` header carries a key; without any key set, everyone is admitted."""
         if not self._sums:
             return True
         scheme, _, key = (authorization or "").partition(" ")
-        given = hashlib.sha256(key.strip().encode()).digest()
+        given = hashlib.sha256(key.strip().encode()).hexdigest()
         matches = [hmac.compare_digest(given, known) for known in self._sums]
         return scheme.lower() == "bearer" and any(matches)
 
@@ -68,12 +74,12 @@ class Ingress:
 
     Args:
         router: handle of `CultureRouter`.
-        keys_env: environment variable that holds the API keys.
+        sums: of the API keys that open the endpoint; with none, everyone is admitted.
     """
 
-    def __init__(self, router: Any, keys_env: str) -> None:
+    def __init__(self, router: Any, sums: Sequence[str]) -> None:
         self._router = router
-        api.state.keys = ApiKeys(os.environ.get(keys_env, ""))
+        api.state.keys = ApiKeys(sums)
 
     @api.get("/health")
     async def health(self) -> dict[str, str]:

@@ -90,6 +90,13 @@ def test_a_culture_listed_twice_is_refused() -> None:
         resolve_cultures(["turkey", "turkey"])
 
 
+@pytest.mark.parametrize("name", ["joint", "joint_culture_prompt", "agnostic_turkey", "retrieval_x"])
+def test_the_name_of_a_comparison_adapter_is_refused(name: str) -> None:
+    entry = CultureEntry(id=name, name="Somewhere", countries=["Somewhere"], languages=["en"], demonyms=["Somebody"])
+    with pytest.raises(ConfigError, match=f"{name}.*comparison.*another id"):
+        resolve_cultures([entry])
+
+
 def test_a_user_may_define_a_culture_and_override_one() -> None:
     austria = CultureEntry(id="austria", name="Austria", countries=("Austria",), demonyms=("Austrian",), cues=("Vienna",))
     germany = CultureEntry(id="germany", name="Germany", cues=("Hintertupfing",))

@@ -148,15 +148,20 @@ def test_public_names_are_there_and_listed() -> None:
         culturemanager.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["passages", "--help"], ["adapters", "list", "--help"]])
+HELP = pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["passages", "--help"], ["adapters", "list", "--help"]])
+
+
+@HELP
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
-    assert loaded(f"from culturemanager import cli; assert cli.execute({arguments!r}) == 0") == set()
+    # typer parses with pydantic once a command is chosen; the next test bounds what that costs.
+    assert loaded(f"from culturemanager import cli; assert cli.execute({arguments!r}) == 0") <= {"pydantic"}
 
 
-def test_help_answers_in_under_half_a_second() -> None:
+@HELP
+def test_help_answers_in_under_half_a_second(arguments: list[str]) -> None:
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        python("import sys; sys.argv[1:] = ['--help']\nfrom culturemanager.cli import main\nmain()")
+        python(f"import sys; sys.argv[1:] = {arguments!r}\nfrom culturemanager.cli import main\nmain()")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         # Processor time: the wall clock would measure what else the machine does.
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -44,17 +44,16 @@ def plan_calls(cultures: Sequence[Culture], tasks: Sequence[Task], passages: Seq
 
 
 def make_generator(config: ExamplesConfig, embedding: EmbeddingConfig, passages: Sequence[Passage], cultures: Sequence[Culture],
-                   cache_folder: Path | None) -> ExampleGenerator:
+                   cache_folder: Path) -> ExampleGenerator:
     """The generator that `examples.generator` names."""
     if config.generator.kind == "extractive":
         from culturemanager.providers.embedding import build_embedder
         from culturemanager.synthesis.extractive import ExtractiveGenerator
 
         return ExtractiveGenerator(passages, cultures, build_embedder(embedding))
-    from culturemanager.providers.llm import OpenAIModel
-    from culturemanager.synthesis.written import WrittenGenerator
+    from culturemanager.synthesis.written import build_written_generator
 
-    return WrittenGenerator(OpenAIModel(config.generator, cache_folder))
+    return build_written_generator(config.generator, cache_folder)
 
 
 class GenerateCandidates:

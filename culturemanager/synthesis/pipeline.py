@@ -15,6 +15,7 @@ from typing import Any
 from culturemanager import metrics
 from culturemanager.config import Project
 from culturemanager.cultures import resolve_cultures
+from culturemanager.embedded.base_model import cache_folder
 from culturemanager.errors import SynthesisError
 from culturemanager.items import load_items
 from culturemanager.ngrams import WordRuns, item_texts
@@ -177,8 +178,8 @@ class Synthesis:
         items = self.project.evaluation.items
         return items if items == "embedded" else str(self.project.resolve(items))
 
-    def _cache_folder(self) -> Path | None:
-        return self.workspace.local_path("llm-cache") if self.workspace.is_local else None
+    def _cache_folder(self) -> Path:
+        return self.workspace.local_path("llm-cache") if self.workspace.is_local else cache_folder() / "llm"
 
     def _language_model(self):
         from culturemanager.errors import ConfigError
