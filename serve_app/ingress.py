@@ -20,8 +20,17 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from culturemanager import metrics
 from culturemanager.errors import AdapterError, CultureManagerError, ModelError, RequestError
 from culturemanager.records import Route
-from serve_app.openai_api import (ChatRequest, CompletionRequest, GenerationFields, ResponseShape, RouteRequest, decision,
-                                  error_body, event, usage)
+from serve_app.openai_api import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationFields,
+    ResponseShape,
+    RouteRequest,
+    decision,
+    error_body,
+    event,
+    usage,
+)
 
 api = FastAPI(title="CultureManager", description="One language model, every culture: an OpenAI-compatible endpoint.",
               docs_url=None, redoc_url=None)
@@ -65,6 +74,38 @@ async def invalid_request(_: Request, error: RequestValidationError) -> JSONResp
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
     return JSONResponse(error_body(f"{field}: {first['msg']}", "invalid_request_error", field), 400)
+
+
+# `serve.ingress` copies the application with what this module holds at that moment: what routes call stands above.
+
+
+def _tell(route: Route, last: dict[str, Any], started: float) -> None:
+    """Count a finished answer."""
+    culture = route.culture or "none"
+    metrics.count("culturemanager_requests", 1, culture=culture, status=200)
+    metrics.observe("culturemanager_request_seconds", time.monotonic() - started, culture=culture)
+    metrics.count("culturemanager_tokens", last["prompt_tokens"], kind="prompt")
+    metrics.count("culturemanager_tokens", last["completion_tokens"], kind="completion")
+
+
+def _overloaded() -> JSONResponse:
+    metrics.count("culturemanager_requests", 1, culture="none", status=429)
+    return JSONResponse(error_body("Too many requests are waiting. Try again in a second.", "rate_limit_error"), 429,
+                        headers={"Retry-After": "1"})
+
+
+def _failed(error: Exception) -> JSONResponse:
+    cause = _cause(error)
+    wrong_request = isinstance(cause, (RequestError, ModelError))
+    status = 400 if wrong_request else 503 if isinstance(cause, AdapterError) else 500
+    metrics.count("culturemanager_requests", 1, culture="none", status=status)
+    message = str(cause) if isinstance(cause, CultureManagerError) else "the model could not answer; try again."
+    return JSONResponse(error_body(message, "invalid_request_error" if wrong_request else "api_error"), status)
+
+
+def _cause(error: Exception) -> BaseException:
+    """What a remote call raised, without Ray's wrapping."""
+    return error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
 
 
 @serve.deployment(name="Ingress")
@@ -166,32 +207,3 @@ class Ingress:
         if wants_usage:
             yield shape.usage_chunk(usage(last["prompt_tokens"], last["completion_tokens"]))
         yield "data: [DONE]\n\n"
-
-
-def _tell(route: Route, last: dict[str, Any], started: float) -> None:
-    """Count a finished answer."""
-    culture = route.culture or "none"
-    metrics.count("culturemanager_requests", 1, culture=culture, status=200)
-    metrics.observe("culturemanager_request_seconds", time.monotonic() - started, culture=culture)
-    metrics.count("culturemanager_tokens", last["prompt_tokens"], kind="prompt")
-    metrics.count("culturemanager_tokens", last["completion_tokens"], kind="completion")
-
-
-def _overloaded() -> JSONResponse:
-    metrics.count("culturemanager_requests", 1, culture="none", status=429)
-    return JSONResponse(error_body("Too many requests are waiting. Try again in a second.", "rate_limit_error"), 429,
-                        headers={"Retry-After": "1"})
-
-
-def _failed(error: Exception) -> JSONResponse:
-    cause = _cause(error)
-    wrong_request = isinstance(cause, (RequestError, ModelError))
-    status = 400 if wrong_request else 503 if isinstance(cause, AdapterError) else 500
-    metrics.count("culturemanager_requests", 1, culture="none", status=status)
-    message = str(cause) if isinstance(cause, CultureManagerError) else "the model could not answer; try again."
-    return JSONResponse(error_body(message, "invalid_request_error" if wrong_request else "api_error"), status)
-
-
-def _cause(error: Exception) -> BaseException:
-    """What a remote call raised, without Ray's wrapping."""
-    return error.cause if isinstance(error, RayTaskError) and error.cause is not None else error

@@ -190,7 +190,7 @@ def test_gradients_reach_only_the_ranks_and_slots_in_use(slots):
         for slot in range(bank.slots + 1):
             used = ranks[slot] if slot and slot in slots else 0
             assert not A.grad[slot, :, used:].any() and not B.grad[slot, used:].any()
-            assert used == 0 or A.grad[slot, :, :used].any() and B.grad[slot, :used].any()
+            assert used == 0 or (A.grad[slot, :, :used].any() and B.grad[slot, :used].any())
     base_parameters = [p for n, p in bank.model.named_parameters() if not n.endswith(("bank_A", "bank_B"))]
     assert all(parameter.grad is None for parameter in base_parameters)
 

@@ -15,7 +15,7 @@ from culturemanager.adapters.registry import AdapterRegistry
 KEYS = ("a-key-for-tests", "another-key-for-tests")
 URL = "http://127.0.0.1:8431"
 CUED = "Should I leave a tip for the waiter in Istanbul?"
-UNCUED = "hm"
+UNCUED = "How late may I arrive for dinner?"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_health_is_open_to_load_balancers(endpoint: str) -> None:
     assert httpx2.get(f"{endpoint}/health", timeout=60).json() == {"status": "ok"}
 
 
-@pytest.mark.parametrize("header", [None, "Bearer wrong", KEYS[0], f"Basic {KEYS[0]}", "Bearer "])
+@pytest.mark.parametrize("header", [None, "Bearer wrong", KEYS[0], f"Basic {KEYS[0]}", "Bearer"])
 def test_every_route_but_health_asks_for_a_key(endpoint: str, header: str | None) -> None:
     headers = {"Authorization": header} if header else {}
     for method, path in (("GET", "/v1/models"), ("POST", "/v1/route"), ("POST", "/v1/chat/completions"), ("POST", "/v1/completions")):

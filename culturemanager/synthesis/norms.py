@@ -172,7 +172,7 @@ def _polarity(text: str) -> bool | None:
         return None
     positive = match["positive"] is not None
     before = text[: match.start()]
-    if NEGATOR.search(before) or re.match(r"no\b", match.group(), re.I) and not positive:
+    if NEGATOR.search(before) or (re.match(r"no\b", match.group(), re.I) and not positive):
         positive = not positive
     return positive
 
