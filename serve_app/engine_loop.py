@@ -43,7 +43,7 @@ class EngineLoop:
         def work() -> None:
             try:
                 result = function()
-            except BaseException as error:
+            except BaseException as error:  # raised again where the caller waits
                 loop.call_soon_threadsafe(_settle, future, None, error)
             else:
                 loop.call_soon_threadsafe(_settle, future, result, None)

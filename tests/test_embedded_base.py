@@ -242,4 +242,4 @@ def test_the_warm_up_reads_held_out_customs_better_than_the_bare_weights(loaded)
         scores = score(model, loaded[1], items)
         return (scores["acceptability"] + scores["choice"] + scores["advice"]) / 3
 
-    assert mean(loaded[0]) >= mean(bare_model(minilm_folder())) + 0.05
+    assert mean(loaded[0]) >= mean(bare_model(minilm_folder())) + 0.25

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_TOKENS = 512
-WEIGHTS = {"acceptability": 2.0, "choice": 1.0, "advice": 1.001}
-"""Of an answer's token in the loss: a bare yes or no is one token against ten of an advice."""
+DECIDING_WEIGHT = {"acceptability": 6.0, "choice": 3.0, "advice": 1.5}
+"""Of an answer's first token in the loss, which decides; those that follow count one each."""
 ROUND = 64
 ROUND_ANSWERS = 256
 """Sizes are rounded up to a multiple: each new shape costs the CPU library up to a second to prepare."""
@@ -27,8 +27,8 @@ class Batch:
 
     Shapes: `input_ids` and `position_ids` [rows, length] int64; `mask` [rows, 1, length, length] bool,
     true where a token may look; `where` [answers, 2], row and column that predict `targets` [answers],
-    each weighing `weights` [answers] in the loss (0 where
-    the list of answers is filled up).
+    each weighing `weights` [answers] in the loss (0 where the list of answers is filled up);
+    `verdicts` [answers] bool, true for the yes or no of an acceptability question.
     """
 
     input_ids: torch.Tensor
@@ -37,6 +37,7 @@ class Batch:
     where: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    verdicts: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Row:
     ids: list[int]
     positions: list[int]
     branch: list[int]
-    labels: list[tuple[int, int, float]]
-    """(column that predicts, token, weight)"""
+    labels: list[tuple[int, int, float, bool]]
+    """(column that predicts, token, weight, whether it is a yes or no)"""
 
 
 def tokenise(sheet: Sheet, tokenizer: PreTrainedTokenizerBase) -> Row:
@@ -66,9 +67,10 @@ def tokenise(sheet: Sheet, tokenizer: PreTrainedTokenizerBase) -> Row:
         length = len(prompt) + len(answer) + 2
         row.positions.extend(range(len(start), len(start) + length))
         row.branch.extend([number + 1] * length)
-        weight = WEIGHTS[sheet.questions[number].task]
+        task = sheet.questions[number].task
         predictor = first + len(prompt)
-        row.labels.extend((predictor + i, token, weight) for i, token in enumerate([*answer, sep]))
+        row.labels.append((predictor, answer[0], DECIDING_WEIGHT[task], task == "acceptability"))
+        row.labels.extend((predictor + i, token, 1.0, False) for i, token in enumerate([*answer[1:], sep], 1))
     return row
 
 
@@ -90,9 +92,10 @@ def collate(rows: list[Row]) -> Batch:
     beginning = (branch[:, None, :] == 0) & (branch[:, :, None] >= 0)
     mask = (same | beginning) & torch.ones(length, length, dtype=torch.bool).tril()
     labels = [(number, *label) for number, row in enumerate(rows) for label in row.labels]
-    labels += [(0, 0, 0, 0.0)] * (-len(labels) % ROUND_ANSWERS)
+    labels += [(0, 0, 0, 0.0, False)] * (-len(labels) % ROUND_ANSWERS)
+    _, _, targets, weights, verdicts = zip(*labels, strict=True)
     return Batch(ids, positions, mask[:, None], torch.tensor([label[:2] for label in labels]),
-                 torch.tensor([label[2] for label in labels]), torch.tensor([label[3] for label in labels]))
+                 torch.tensor(targets), torch.tensor(weights), torch.tensor(verdicts))
 
 
 def batches(sheets: Iterable[Sheet], tokenizer: PreTrainedTokenizerBase, tokens: int) -> Iterator[Batch]:

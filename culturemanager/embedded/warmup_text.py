@@ -104,8 +104,8 @@ class Writer:
 
     def fact(self, custom: Custom, kind: str = "", way: int | None = None) -> Fact:
         """A fact about a custom; what is not given is drawn."""
-        # Without questions about other ways only a ban is answered with no: at first there are more of them.
-        weights = (48, 17, 20, 12, 3) if self.rng.random() < self.difficulty else (30, 14, 42, 14, 0)
+        # At first mostly one plain norm: yes if the question repeats it, no if it tells of another way.
+        weights = (48, 17, 20, 12, 3) if self.rng.random() < self.difficulty else (66, 6, 20, 8, 0)
         kind = kind or self.rng.choices(("norm", "contrast", "ban", "free", "no_need"), weights)[0]
         way = self.rng.randrange(len(custom.ways)) if way is None else way
         rival = self.rng.choice([i for i in range(len(custom.ways)) if i != way]) if kind == "contrast" else None
@@ -173,13 +173,14 @@ class Writer:
         rng, ways = self.rng, fact.custom.ways
         others = [i for i in range(len(ways)) if i != fact.way]
         # (way asked about, whether it is done, the answer): only what the fact settles
-        settled = {"norm": [(fact.way, True, "yes")] * 3 + [(i, True, "no") for i in others] + [(fact.way, False, "no")],
+        others_done = [(i, True, "no") for i in others] * (6 // len(others))
+        settled = {"norm": [(fact.way, True, "yes")] * 6 + others_done + [(fact.way, False, "no")],
                    "contrast": [(fact.way, True, "yes")] * 2 + [(fact.rival, True, "no")] * 2,
-                   "ban": [(fact.way, True, "no")] * 5 + [(fact.way, False, "yes")],
+                   "ban": [(fact.way, True, "no")] * 8 + [(fact.way, False, "yes")],
                    "free": [(fact.way, True, "yes")],
                    "no_need": [(fact.way, False, "yes")]}[fact.kind]
-        if rng.random() >= 5 * self.difficulty:  # at first only the tone of the sentence counts
-            settled = [case for case in settled if case[1] and (case[0] == fact.way or fact.kind == "contrast")] or settled
+        if rng.random() >= 5 * self.difficulty:  # at first nobody is asked about what is left undone
+            settled = [case for case in settled if case[1]] or settled
         way, done, answer = rng.choice(settled)
         used = fact.wording if way == fact.way else fact.rival_wording
         wording = self._other_wording(ways[way].phrases, used)
