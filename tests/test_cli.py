@@ -371,21 +371,33 @@ def test_ask_names_the_culture_and_how_sure_the_router_was(finished) -> None:
     assert "culture: turkey (pinned, confidence 1.00)" in pinned.stdout
 
 
-def test_interrupted_run_says_how_to_go_on_and_goes_on(project: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "culturemanager.cli", "examples", str(project)], text=True,
+def ctrl_c(*arguments: object, when: str) -> subprocess.CompletedProcess[str]:
+    """A command, and Ctrl-C as soon as its standard error says `when`."""
+    process = subprocess.Popen([sys.executable, "-m", "culturemanager.cli", *map(str, arguments)], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
                                # A test run in the background of a shell ignores Ctrl-C, and its children would too.
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    for line in process.stderr:
-        if "queries searched" in line:  # Ray is up, and a stage is under way
-            break
+    assert any(when in line for line in process.stderr), process.wait()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert err.splitlines()[-1] == "stopped; run the same command again to go on"
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def test_interrupted_run_says_how_to_go_on_and_goes_on(project: Path) -> None:
+    stopped = ctrl_c("examples", project, when="queries searched")  # Ray is up, and a stage is under way
+    assert stopped.returncode == 130
+    assert stopped.stderr.splitlines()[-1] == "stopped; run the same command again to go on"
     done = command("examples", project)
     assert done.returncode == 0, done.stderr
+
+
+def test_interrupted_training_says_so_too_and_leaves_the_versions_as_they_were(finished) -> None:
+    before = command("adapters", "list", finished[0]).stdout
+    stopped = ctrl_c("train", finished[0], "--set", "training.epochs=500", when="mean loss")
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stderr.splitlines()[-1] == "stopped; run the same command again to go on"
+    assert command("adapters", "list", finished[0]).stdout == before
 
 
 def test_serve_refuses_a_port_in_use_before_anything_starts(finished) -> None:

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 
 import pytest
 
@@ -22,7 +21,6 @@ from culturemanager.providers.fetch import FolderFetcher
 from culturemanager.providers.search import FolderSearch
 from culturemanager.records import Page, Query, stable_id
 from culturemanager.synthesis.pages import BATCH, PagesResult, collect_pages
-from culturemanager.synthesis.streaming import stream
 from tests.page_providers import LoggedFetcher, LoggedSearch, draft, hold, let_go_soon, lines
 
 DISHES = ("soup", "bread", "tea", "rice", "fish")
@@ -144,44 +142,28 @@ def kept(workspace: Path, kind: str) -> list[str]:
 
 @contextlib.contextmanager
 def ctrl_c_at(number: int, log: Path) -> Iterator[None]:
-    """Presses Ctrl-C when `log` has `number` lines, and again until it reaches the loop that waits for results.
-
-    One that lands inside a library's callback is swallowed there by Python; a person would press again.
-    """
-    left = threading.Event()
-
+    """Presses Ctrl-C when `log` has `number` lines."""
     def press() -> None:
-        if not left.is_set():
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def wait() -> None:
         while len(lines(log)) < number:
             time.sleep(0.02)
         let_go_soon(log)
-        press()
+        os.kill(os.getpid(), signal.SIGINT)
 
-    def pressed(signum: int, frame: FrameType | None) -> None:
-        if frame is not None and frame.f_code is stream.__code__:
-            left.set()
-            signal.default_int_handler(signum, frame)
-        threading.Timer(0.02, press).start()
-
-    before = signal.signal(signal.SIGINT, pressed)
-    finger = threading.Thread(target=wait, daemon=True)
+    # A test run in the background of a shell ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    finger = threading.Thread(target=press, daemon=True)
     finger.start()
     try:
         yield
     finally:
-        left.set()
-        signal.signal(signal.SIGINT, before)
         finger.join(60)
+        signal.signal(signal.SIGINT, before)
 
 
 def test_after_kill_9_nothing_kept_is_asked_for_again(ray_cluster, folder, tmp_path, expected) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from types import FrameType
 import ray
 from tests import test_pages_interrupted
 ray.init(address={ray_cluster.address_info["gcs_address"]!r}, log_to_driver=False, logging_level="error")

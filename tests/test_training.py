@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 
 import pytest
 import torch
@@ -166,7 +167,9 @@ training: {{epochs: 2, batch_size: 4, rank: 4, workers: 2, cpus_per_worker: 0.5,
                 for s, culture in enumerate(("turkey", "greece")) for n, (prompt, completion) in enumerate(pairs(20, s))]
     with Workspace(project.workspace_url).stage("examples").writing("x") as draft:
         draft.write_rows(to_rows(examples))
+    ctrl_c = signal.getsignal(signal.SIGINT)
     versions = trainer.train(project)
+    assert signal.getsignal(signal.SIGINT) is ctrl_c  # Ray Train would keep it
     assert [version.name for version in versions] == ["turkey-v0001", "greece-v0001"]
     assert trainer.train(project) == versions
     registry = AdapterRegistry(tmp_path / "work" / "adapters")

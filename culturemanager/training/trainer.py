@@ -6,12 +6,14 @@ training. The rows travel as a file in the workspace, so a restarted worker read
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def train(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (),
     Raises:
         IncompleteStageError: the examples are not there yet.
         TrainingError: the worker group failed more often than `training.max_failures` allows.
+        KeyboardInterrupt: Ctrl-C; the next call goes on from the newest checkpoint.
     """
     from culturemanager.adapters.registry import AdapterRegistry
     from culturemanager.base_model import resolve_base_model
@@ -95,12 +98,29 @@ def _train_pack(project: Project, plans: Sequence[AdapterPlan], folder: Path, pr
         run_config=ray.train.RunConfig(name=folder.name, storage_path=str(folder.parent / "ray"),
                                        failure_config=ray.train.FailureConfig(max_failures=config.max_failures)),
     )
-    with _Watch(folder / PROGRESS, progress):
+    with _own_ctrl_c(), _Watch(folder / PROGRESS, progress):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingError(f"training failed: {str(error).strip().splitlines()[-1]}. "
                                 "Run the same command again: it goes on from the newest checkpoint.") from error
+
+
+@contextlib.contextmanager
+def _own_ctrl_c() -> Iterator[None]:
+    """Ctrl-C as everywhere else, while Ray Train fits and after it.
+
+    Ray Train takes the signal over: it ends its run and then the process without a word, and keeps
+    the handler when the run is over, so that a later Ctrl-C goes to a controller that is gone.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _base_path(project: Project) -> str:
