@@ -11,6 +11,8 @@ import contextlib
 import logging
 import os
 import secrets
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,11 +86,12 @@ def connect(*, dashboard: bool = False, logs: bool = False) -> Iterator[None]:
     level = logging.INFO if logs else logging.ERROR
     address = os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            ray.init(logging_level=level, log_to_driver=logs)
-        else:
-            ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=dashboard, logging_level=level,
-                     log_to_driver=logs)
+        with contextlib.nullcontext() if logs else _without_the_cores_first_line():
+            if address:
+                ray.init(logging_level=level, log_to_driver=logs)
+            else:
+                ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=dashboard, logging_level=level,
+                         log_to_driver=logs)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray cluster"
         raise CultureManagerError(f"Cannot {'reach' if address else 'start'} {where}: {error} "
@@ -99,6 +102,27 @@ def connect(*, dashboard: bool = False, logs: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _without_the_cores_first_line() -> Iterator[None]:
+    """Ray's core tells on standard error which log level it was given, before it heeds it.
+
+    It writes to the descriptor, past `sys.stderr`. What it says when the block fails is shown.
+    """
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as hidden:
+        os.dup2(hidden.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            hidden.seek(0)
+            os.write(shown, hidden.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 def _calm(logs: bool) -> None:

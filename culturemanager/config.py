@@ -232,6 +232,8 @@ class TrainingConfig(Section):
     """Epochs without a better validation loss before an adapter stops; 0 never stops early."""
     max_length: int = Field(default=256, ge=16)
     """Longest row in tokens; longer ones are dropped and counted."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products; adapters and optimizer stay float32. `auto` is bfloat16 where the hardware has it."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between checkpoints."""
     workers: int = Field(default=1, ge=1)

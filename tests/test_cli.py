@@ -13,7 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from culturemanager import cli, cluster, console, doctor
 from culturemanager.errors import ConfigError, SynthesisError
@@ -390,6 +393,37 @@ def test_interrupted_run_says_how_to_go_on_and_goes_on(project: Path) -> None:
     assert stopped.stderr.splitlines()[-1] == "stopped; run the same command again to go on"
     done = command("examples", project)
     assert done.returncode == 0, done.stderr
+
+
+def killed(path: Path, when: str) -> None:
+    """A run whose driver is killed as soon as a file like `when` lies in its workspace."""
+    process = subprocess.Popen([sys.executable, "-m", "culturemanager.cli", "run", str(path)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
+    until = time.monotonic() + 300
+    while not any((path.parent / "runs").glob(when)):
+        assert process.poll() is None and time.monotonic() < until, f"{when} never came"
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_a_run_killed_in_one_stage_after_another_ends_like_an_undisturbed_one(finished, project: Path) -> None:
+    project.write_text(SMALL.replace("epochs: 1", "epochs: 1, checkpoint_every: 2"))
+    for when in ("queries/manifest.json", "passages/manifest.json", "training/*/checkpoints/step-*/state.json", "router/manifest.json"):
+        killed(project, when)
+    done = command("run", project)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = project.parent / "runs", finished[0].parent / "runs"
+    for stage in ("queries", "pages", "passages", "examples"):
+        rows, undisturbed = (pq.read_table(sorted((runs / stage).glob("*.parquet"))).to_pylist() for runs in (ours, theirs))
+        # the time of fetching is the run's own
+        assert [row | {"fetched_at": ""} for row in rows] == [row | {"fetched_at": ""} for row in undisturbed] != []
+    for name in ("turkey-v0001", "germany-v0001"):
+        weights, undisturbed = (load_file(runs / "adapters" / name / "adapter_model.safetensors") for runs in (ours, theirs))
+        for key, tensor in weights.items():
+            torch.testing.assert_close(tensor, undisturbed[key], rtol=1e-3, atol=1e-5)
+    scores, undisturbed = (json.loads((runs / "evaluation" / "scores.json").read_text()) for runs in (ours, theirs))
+    assert scores["systems"] == undisturbed["systems"]
 
 
 def test_interrupted_training_says_so_too_and_leaves_the_versions_as_they_were(finished) -> None:

@@ -13,9 +13,9 @@ from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.base_model import load_base_model
 from culturemanager.errors import TrainingError
 from culturemanager.training.checkpoint import newest_whole_checkpoint, save_checkpoint
-from culturemanager.training.loop import AdapterJob, PackTrainer, PlainEngine
+from culturemanager.training.loop import AdapterJob, PackLoss, PackTrainer, PlainEngine, rows_share_sequences
 from culturemanager.training.optimizer import learning_rate
-from culturemanager.training.rows import epoch_batches, tokenise
+from culturemanager.training.rows import collate, epoch_batches, tokenise
 from tests.tiny_model import WORDS, build_tiny_model
 
 
@@ -67,6 +67,37 @@ def test_an_adapter_in_a_pack_ends_where_it_ends_alone(folder):
         assert_same_adapter(pack, alone, name, 1e-4)
         torch.testing.assert_close(torch.tensor(pack.progress[name].losses), torch.tensor(alone.progress[name].losses), rtol=1e-4, atol=1e-5)
         assert pack.progress[name].losses[-1] < pack.progress[name].losses[0]
+
+
+@pytest.mark.parametrize("base", ["tiny", "embedded"])
+def test_rows_that_share_a_sequence_are_computed_as_alone(folder, base):
+    model, tokenizer = load_base_model(folder if base == "tiny" else base)
+    bank = AdapterBank(model, slots=2, max_rank=4)
+    for number, name in enumerate("ab"):
+        bank.add(name, AdapterShape(4, 8), seed=number)
+    with torch.no_grad():
+        for parameter in bank.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    assert rows_share_sequences(bank, tokenizer.pad_token_id)
+    rows = [(number % 2 + 1, row) for number, row in enumerate(tokenise(tokenizer, pairs(12, 9), 64)[0])]
+    losses = []
+    for capacity in (0, 40):
+        batch = collate(rows, tokenizer.pad_token_id, capacity)
+        assert len(batch.slots) == (12 if capacity == 0 else len(batch.slots)) and list(batch.slots) == sorted(batch.slots)
+        assert capacity == 0 or max(batch.lengths) <= 40 < sum(len(row.ids) for _, row in rows)
+        losses.append(PackLoss(bank)(batch, torch.ones(len(batch.labels)), None)[1])
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_products_end_near_float32(folder):
+    model, tokenizer = load_base_model(folder)
+    trainer = PackTrainer(AdapterBank(model, slots=3, max_rank=4), make_jobs(tokenizer), PlainEngine, tokenizer.pad_token_id,
+                          products=torch.bfloat16)
+    trainer.run()
+    exact = train(folder)
+    for name, progress in trainer.progress.items():
+        assert progress.losses[-1] == pytest.approx(exact.progress[name].losses[-1], rel=0.1)
+        assert all(tensor.dtype == torch.float32 for tensor in trainer.tensors(name).values())
 
 
 def test_a_resumed_run_ends_with_the_same_weights(folder, tmp_path):

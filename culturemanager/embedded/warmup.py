@@ -27,6 +27,7 @@ from culturemanager.embedded.warmup_customs import split_customs
 from culturemanager.embedded.warmup_delta import save_delta
 from culturemanager.embedded.warmup_scores import reading_items, score, score_paragraphs
 from culturemanager.embedded.warmup_sheets import Sheets
+from culturemanager.embedded.warmup_swaps import Swapper, vocabulary
 from culturemanager.embedded.warmup_text import Writer
 from culturemanager.providers.embedding import minilm_folder
 
@@ -85,7 +86,8 @@ def train_step(model: BertLMHeadModel, batch: Batch) -> tuple[torch.Tensor, torc
 def train(model: BertLMHeadModel, seed: int, steps: int) -> Iterator[tuple[int, float, float]]:
     """Train in place; every fifty steps yields the steps done, their mean loss, and the difficulty reached."""
     writer, pace = Writer(split_customs()[0], seed), Pace()
-    stream = batches(Sheets(writer), build_tokenizer(minilm_folder()), TOKENS_PER_STEP)
+    tokenizer = build_tokenizer(minilm_folder())
+    stream = batches(Swapper(vocabulary(tokenizer), seed)(Sheets(writer)), tokenizer, TOKENS_PER_STEP)
     trained = [parameter for name, parameter in model.named_parameters() if name not in FROZEN]
     model.requires_grad_(False)
     for parameter in trained:

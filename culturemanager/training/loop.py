@@ -25,6 +25,10 @@ from culturemanager.training.optimizer import PackedAdamW, learning_rate
 from culturemanager.training.rows import Batch, TokenRow, collate, epoch_batches
 
 EVALUATION_ROWS = 64
+SEQUENCE_TOKENS = 256
+"""An adapter's short rows share sequences up to this length."""
+SAME_OUTPUT = 0.02
+"""Largest relative difference that rounding makes (bfloat16) between a row alone and one in a shared sequence."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,14 @@ class PackLoss(nn.Module):
 
     Args:
         bank: its model's trunk and head are called apart, so that no logits are computed for prompts.
+        products: type of the matrix products; the adapters' weights and the losses stay float32.
     """
 
-    def __init__(self, bank: AdapterBank) -> None:
+    def __init__(self, bank: AdapterBank, products: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = bank.model
         self._bank = bank
+        self._products = products
 
     def forward(self, batch: Batch, weights: Tensor, step: int | None) -> tuple[Tensor, Tensor]:
         """The pack's loss.
@@ -92,9 +98,10 @@ class PackLoss(nn.Module):
         Returns:
             The weighted sum of token losses, and each token's loss [labels], detached.
         """
-        hidden = self._hidden(batch, step)[batch.label_rows, batch.label_columns]
-        with self._bank.rows(tuple(batch.label_slots.tolist()), step=step):
-            logits = head(self.model)(hidden)
+        with torch.autocast(self.model.device.type, self._products, enabled=self._products != torch.float32):
+            hidden = self._hidden(batch, step)[batch.label_sequences, batch.label_columns]
+            with self._bank.rows(tuple(batch.label_slots.tolist()), step=step):
+                logits = head(self.model)(hidden)
         losses = nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
         return (losses * weights).sum(), losses.detach()
 
@@ -102,6 +109,25 @@ class PackLoss(nn.Module):
         with self._bank.rows(batch.slots, step=step, lengths=batch.lengths):
             return self.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
                                          position_ids=batch.position_ids, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def rows_share_sequences(bank: AdapterBank, pad_id: int) -> bool:
+    """Whether the model computes a row behind another one as it does alone, given positions and a mask.
+
+    Models with a state in place of attention do not, and rows of theirs must not share a sequence.
+    """
+    vocabulary = bank.model.get_input_embeddings().num_embeddings
+    rows = [(0, TokenRow(tuple((7 * number + 11 * i) % vocabulary for i in range(6 + number)), 1)) for number in range(2)]
+    outputs = []
+    for capacity in (0, SEQUENCE_TOKENS):
+        batch = collate(rows, pad_id, capacity)
+        device = bank.model.device
+        hidden = bank.model.base_model(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device),
+                                       position_ids=batch.position_ids.to(device), use_cache=False).last_hidden_state
+        outputs.append(hidden[batch.label_sequences, batch.label_columns].float())
+    alone, together = outputs
+    return bool((alone - together).abs().max() <= SAME_OUTPUT * alone.abs().max())
 
 
 def head(model: PreTrainedModel) -> nn.Module:
@@ -117,12 +143,15 @@ class PackTrainer:
         jobs: the adapters.
         engine_factory: wraps (module, optimizer) into an engine with `__call__`, `backward` and `step`,
             DeepSpeed's interface.
-        pad_id: token that fills short rows.
+        pad_id: token that fills short sequences.
+        products: as in `PackLoss`.
     """
 
     def __init__(self, bank: AdapterBank, jobs: Sequence[AdapterJob], engine_factory: Callable[[nn.Module, PackedAdamW], Any],
-                 pad_id: int, checkpoint_folder: Path | None = None, checkpoint_every: int = 50) -> None:
+                 pad_id: int, checkpoint_folder: Path | None = None, checkpoint_every: int = 50,
+                 products: torch.dtype = torch.float32) -> None:
         self.bank, self.pad_id = bank, pad_id
+        self._capacity = SEQUENCE_TOKENS if rows_share_sequences(bank, pad_id) else 0
         self.jobs = {job.name: job for job in jobs}
         self.progress = {job.name: Progress() for job in jobs}
         self.checkpoint_folder, self.checkpoint_every = checkpoint_folder, checkpoint_every
@@ -133,7 +162,7 @@ class PackTrainer:
         self._slots = {job.name: self._place(job, restored) for job in jobs}
         self.optimizer = PackedAdamW(bank.parameters(), bank.slots + 1, self._per_slot("weight_decay", 0.0),
                                      self._per_slot("clip_norm", 1.0))
-        self.engine = engine_factory(PackLoss(bank), self.optimizer)
+        self.engine = engine_factory(PackLoss(bank, products), self.optimizer)
         if restored:
             self._restore(*restored)
         self._batches = {name: self._remaining(name) for name in self.jobs}
@@ -198,7 +227,7 @@ class PackTrainer:
         counts = {name: sum(row.label_count for row in rows) for name, rows in chosen.items()}
         everything = [(self._slots[name], row) for name, rows in chosen.items() for row in rows]
         mine = [(self._slots[name], row) for name, rows in chosen.items() for row in rows[self._rank::self._world]]
-        batch = collate(mine or everything[:1], self.pad_id)  # a worker without rows still takes part, with weight zero
+        batch = collate(mine or everything[:1], self.pad_id, self._capacity)  # a worker without rows still takes part, with weight zero
         rates: list[float | None] = [None] * (self.bank.slots + 1)
         for name in names:
             job = self.jobs[name]
@@ -257,7 +286,8 @@ class PackTrainer:
         total = tokens = 0.0
         rows = sorted(job.validation, key=lambda row: len(row.ids))
         for start in range(0, len(rows), EVALUATION_ROWS):
-            batch = collate([(slot, row) for row in rows[start:start + EVALUATION_ROWS]], self.pad_id)
+            batch = collate([(slot, row) for row in rows[start:start + EVALUATION_ROWS]], self.pad_id,
+                            self._capacity)
             _, losses = self.engine.module(batch, torch.ones(len(batch.labels)), None)
             total += losses.sum().item()
             tokens += len(losses)

@@ -25,20 +25,23 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of several adapters, right-padded. `slots` is sorted."""
+    """Sequences of several adapters, right-padded; a sequence holds one row or several that do not see each other.
+
+    `slots` is sorted.
+    """
 
     input_ids: torch.Tensor
-    """[rows, length], int64."""
+    """[sequences, length], int64."""
     attention_mask: torch.Tensor
-    """[rows, length], int64."""
+    """[sequences, length], int64; with several rows in a sequence [sequences, 1, length, length], true where a token may look."""
     position_ids: torch.Tensor
-    """[rows, length], int64."""
+    """[sequences, length], int64, counting from 0 in each row."""
     slots: tuple[int, ...]
-    """The adapter slot of each row."""
+    """The adapter slot of each sequence."""
     lengths: tuple[int, ...]
-    """Tokens of each row."""
-    label_rows: torch.Tensor
-    """[labels], the row of each predicted token."""
+    """Tokens of each sequence."""
+    label_sequences: torch.Tensor
+    """[labels], the sequence of each predicted token."""
     label_columns: torch.Tensor
     """[labels], the position whose output predicts it."""
     labels: torch.Tensor
@@ -71,21 +74,61 @@ def epoch_batches(rows: Sequence[TokenRow], batch_size: int, seed: int, epoch: i
         yield [rows[i] for i in order[start:start + batch_size]]
 
 
-def collate(rows: Sequence[tuple[int, TokenRow]], pad_id: int) -> Batch:
-    """Pad (slot, row) pairs into one batch, sorted by slot and keeping each slot's order."""
-    ordered = sorted(rows, key=lambda pair: pair[0])
-    length = max(len(row.ids) for _, row in ordered)
-    ids = torch.full((len(ordered), length), pad_id)
-    mask = torch.zeros_like(ids)
-    label_rows, label_columns, labels, label_slots = [], [], [], []
-    for number, (slot, row) in enumerate(ordered):
-        ids[number, :len(row.ids)] = torch.tensor(row.ids)
-        mask[number, :len(row.ids)] = 1
-        label_rows += [number] * row.label_count
-        label_columns += range(row.prompt_length - 1, len(row.ids) - 1)
-        labels += row.ids[row.prompt_length:]
-        label_slots += [slot] * row.label_count
-    return Batch(input_ids=ids, attention_mask=mask, position_ids=torch.arange(length).expand_as(ids),
-                 slots=tuple(slot for slot, _ in ordered), lengths=tuple(len(row.ids) for _, row in ordered),
-                 label_rows=torch.tensor(label_rows), label_columns=torch.tensor(label_columns),
+def collate(rows: Sequence[tuple[int, TokenRow]], pad_id: int, capacity: int = 0) -> Batch:
+    """(slot, row) pairs as one batch, sorted by slot and keeping each slot's order.
+
+    Args:
+        capacity: tokens up to which an adapter's rows share a sequence, which leaves little padding; 0
+            gives every row its own. How an adapter's rows are laid out depends on them alone.
+    """
+    sequences = [(slot, sequence) for slot, own in _by_slot(rows).items() for sequence in _filled(own, capacity)]
+    length = max(sum(len(row.ids) for row in sequence) for _, sequence in sequences)
+    ids = torch.full((len(sequences), length), pad_id)
+    positions = torch.zeros_like(ids)
+    row_numbers = torch.full_like(ids, -1)
+    label_sequences, label_columns, labels, label_slots = [], [], [], []
+    for number, (slot, sequence) in enumerate(sequences):
+        start = 0
+        for row_number, row in enumerate(sequence):
+            end = start + len(row.ids)
+            ids[number, start:end] = torch.tensor(row.ids)
+            positions[number, start:end] = torch.arange(len(row.ids))
+            row_numbers[number, start:end] = row_number
+            label_sequences += [number] * row.label_count
+            label_columns += range(start + row.prompt_length - 1, end - 1)
+            labels += row.ids[row.prompt_length:]
+            label_slots += [slot] * row.label_count
+            start = end
+    return Batch(input_ids=ids, attention_mask=_mask(row_numbers), position_ids=positions,
+                 slots=tuple(slot for slot, _ in sequences),
+                 lengths=tuple(sum(len(row.ids) for row in sequence) for _, sequence in sequences),
+                 label_sequences=torch.tensor(label_sequences), label_columns=torch.tensor(label_columns),
                  labels=torch.tensor(labels), label_slots=torch.tensor(label_slots))
+
+
+def _by_slot(rows: Sequence[tuple[int, TokenRow]]) -> dict[int, list[TokenRow]]:
+    found: dict[int, list[TokenRow]] = {slot: [] for slot in sorted({slot for slot, _ in rows})}
+    for slot, row in rows:
+        found[slot].append(row)
+    return found
+
+
+def _filled(rows: Sequence[TokenRow], capacity: int) -> list[list[TokenRow]]:
+    """The rows in their order, each put behind the one before while the sequence has room."""
+    sequences: list[list[TokenRow]] = []
+    room = 0
+    for row in rows:
+        if len(row.ids) > room:
+            sequences.append([])
+            room = max(capacity, len(row.ids))
+        sequences[-1].append(row)
+        room = room - len(row.ids) if capacity else 0
+    return sequences
+
+
+def _mask(row_numbers: torch.Tensor) -> torch.Tensor:
+    """Who may look where; `row_numbers` [sequences, length] counts a sequence's rows from 0, padding is -1."""
+    if row_numbers.max() == 0:
+        return (row_numbers == 0).long()
+    same_row = row_numbers[:, :, None] == row_numbers[:, None, :]  # padding looks at padding: a token that sees nothing is NaN
+    return (same_row & torch.ones_like(same_row[0]).tril())[:, None]

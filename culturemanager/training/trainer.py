@@ -15,7 +15,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from culturemanager.config import Project, TrainingConfig
 from culturemanager.cultures import resolve_cultures
@@ -23,6 +23,9 @@ from culturemanager.errors import ConfigError, TrainingError
 from culturemanager.records import AdapterVersion, Example
 from culturemanager.storage import Workspace, fingerprint, write_json
 from culturemanager.training.plan import AdapterPlan, Retrieve, plan_adapters
+
+if TYPE_CHECKING:
+    import torch
 
 PLAN = "plan.json"
 PROGRESS = "progress.json"
@@ -197,7 +200,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     trainer = PackTrainer(bank, jobs,
                           lambda module, optimizer: (build_engine(module, optimizer, config, rows_per_step) if use_deepspeed
                                                      else PlainEngine(module, optimizer)),
-                          tokenizer.pad_token_id, folder / "checkpoints", config.checkpoint_every)
+                          tokenizer.pad_token_id, folder / "checkpoints", config.checkpoint_every, _products(config.precision, device))
 
     def on_step(state: dict[str, Any]) -> None:
         if state["step"] % 10 and state["active"]:
@@ -206,7 +209,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
             losses = state["losses"]
             mean = sum(losses.values()) / len(losses)
             write_json(folder / PROGRESS, {"done": state["done"], "total": state["total"],
-                                           "what": f"{state['active']} adapters, mean loss {mean:.3f}, "
+                                           "what": f"{len(losses)} adapter{'s' * (len(losses) != 1)}, mean loss {mean:.3f}, "
                                                    f"{state['tokens_per_second']:,.0f} tokens/s"})
             for name, loss in losses.items():
                 metrics.gauge("culturemanager_adapter_loss", loss, adapter=name)
@@ -217,6 +220,14 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     if rank == 0:
         metrics.count("culturemanager_tokens", trainer.tokens, kind="train")
         _write_result(trainer, folder, plans)
+
+
+def _products(precision: str, device: str) -> torch.dtype:
+    """The type that `training.precision` means on this machine."""
+    import torch
+
+    native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and native) else torch.float32
 
 
 def _write_result(trainer: Any, folder: Path, plans: Sequence[AdapterPlan]) -> None:
