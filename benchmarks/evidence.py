@@ -122,8 +122,10 @@ def table(figures: dict[str, Any]) -> Table:
         shown.add_column(column, justify="left" if column == "system" else "right")
     for name, system in figures["systems"].items():
         low, high = system["interval"]
-        by_task = [f"{system['by_task'][task]['accuracy'] if isinstance(system['by_task'][task], dict) else system['by_task'][task]:.2f}"
-                   for task in figures["tasks"]]
+        by_task = [
+            f"{system['by_task'][task]['accuracy'] if isinstance(system['by_task'][task], dict) else system['by_task'][task]:.2f}"
+            for task in figures["tasks"]
+        ]
         shown.add_row(SYSTEMS[name].label, f"{system['accuracy']:.3f}", f"{low:.3f} to {high:.3f}",
                       f"{min(system['by_seed']):.3f}, {max(system['by_seed']):.3f}", *by_task)
     return shown

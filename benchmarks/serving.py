@@ -143,7 +143,9 @@ def decoding_with_many(turns: int) -> dict[int, float]:
     for resident in (FEW_ADAPTERS, MANY_ADAPTERS):
         model = build_model()
         engines[resident] = Engine(model, build_tokenizer(), build_bank(model, resident), max_batch_rows=REQUESTS, context=128)
-    ways = {resident: lambda new, engine=engine: answer(engine, requests(FEW_ADAPTERS, new)) for resident, engine in engines.items()}
+    ways = {
+        resident: lambda new, engine=engine: answer(engine, requests(FEW_ADAPTERS, new)) for resident, engine in engines.items()
+    }
     return seconds_to_decode(ways, turns)
 
 

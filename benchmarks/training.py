@@ -67,7 +67,9 @@ PACK_SIZES = (1, 2, 5, 10, 20, 50)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--repeats", type=int, default=3, help="times each way is measured; the median counts (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="times each way is measured; the median counts (default: %(default)s)"
+    )
     parser.add_argument("--one", nargs=4, metavar=("MODEL", "WAY", "REGIME", "ADAPTERS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -109,7 +111,11 @@ def pack_size(adapters: int) -> dict[str, Any]:
     """Time per adapter and step, and memory, of packs of 1x32."""
     run = in_a_process("random", "packed", "1x32", adapters)
     per_adapter = run["seconds"] / adapters / REGIMES["1x32"].steps
-    return {"adapters": adapters, "milliseconds_per_adapter_and_step": round(1000 * per_adapter, 2), "peak_rss_mb": run["peak_rss_mb"]}
+    return {
+        "adapters": adapters,
+        "milliseconds_per_adapter_and_step": round(1000 * per_adapter, 2),
+        "peak_rss_mb": run["peak_rss_mb"],
+    }
 
 
 def in_a_process(model: str, way: str, regime: str, adapters: int) -> dict[str, Any]:
@@ -198,7 +204,9 @@ def with_the_trainer(model: PreTrainedModel, model_name: str, regime: Regime,
         bank.add(str(number), SHAPE, seed=number)
         start, targets = bank.tensors(str(number)), list(bank.targets)
         bank.detach()
-        wrapped = get_peft_model(build_model(model_name), LoraConfig(r=SHAPE.rank, lora_alpha=SHAPE.alpha, target_modules=targets))
+        wrapped = get_peft_model(
+            build_model(model_name), LoraConfig(r=SHAPE.rank, lora_alpha=SHAPE.alpha, target_modules=targets)
+        )
         set_peft_model_state_dict(wrapped, {f"base_model.model.{key}.weight": value for key, value in start.items()})
         optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=PEAK_RATE, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, regime.steps, 1.0, 0.05))

@@ -135,7 +135,10 @@ class Ingress:
     async def models(self) -> dict[str, Any]:
         """Every name that `model` may hold."""
         names = await self._router.models.remote()
-        return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "culturemanager"} for name in names]}
+        return {
+            "object": "list",
+            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "culturemanager"} for name in names],
+        }
 
     @api.post("/v1/route", dependencies=[Depends(require_key)])
     async def route(self, body: RouteRequest) -> dict[str, Any]:
@@ -184,7 +187,9 @@ class Ingress:
         except (RayError, CultureManagerError) as error:
             return _failed(error)
 
-    async def _whole(self, events: Any, begun: dict[str, Any], shape: ResponseShape, route: Route, started: float) -> dict[str, Any]:
+    async def _whole(
+        self, events: Any, begun: dict[str, Any], shape: ResponseShape, route: Route, started: float
+    ) -> dict[str, Any]:
         text, last = begun["text"], begun
         if not last["finish_reason"]:
             async for last in events:

@@ -409,7 +409,12 @@ def killed(path: Path, when: str) -> None:
 
 def test_a_run_killed_in_one_stage_after_another_ends_like_an_undisturbed_one(finished, project: Path) -> None:
     project.write_text(SMALL.replace("epochs: 1", "epochs: 1, checkpoint_every: 2"))
-    for when in ("queries/manifest.json", "passages/manifest.json", "training/*/checkpoints/step-*/state.json", "router/manifest.json"):
+    for when in (
+        "queries/manifest.json",
+        "passages/manifest.json",
+        "training/*/checkpoints/step-*/state.json",
+        "router/manifest.json",
+    ):
         killed(project, when)
     done = command("run", project)
     assert done.returncode == 0, done.stderr

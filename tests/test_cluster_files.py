@@ -157,7 +157,7 @@ def test_every_pod_is_unprivileged_and_bounded(name: str) -> None:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] >= 1000
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    for container in containers + [ray_cluster(name).get("autoscalerOptions", {})]:
+    for container in [*containers, ray_cluster(name).get("autoscalerOptions", {})]:
         if container:
             security = container["securityContext"]
             assert security == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}

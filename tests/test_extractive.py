@@ -15,7 +15,8 @@ FOLDER = Path(__file__).parents[1] / "examples" / "tasks"
 CULTURES = [catalogue()[name] for name in ("turkey", "united_states", "brazil")]
 TEXTS = {
     "turkey": "Keeping your shoes on inside a home is rude in Turkey. Guests should swap their shoes for house slippers.",
-    "united_states": "Keeping your shoes on inside a home is fine in America. Guests should keep their shoes on unless asked otherwise.",
+    "united_states": ("Keeping your shoes on inside a home is fine in America. "
+                      "Guests should keep their shoes on unless asked otherwise."),
     "brazil": "Keeping your shoes on inside a home is normal in Brazil. Guests should wear smart sandals all evening.",
 }
 PASSAGES = [Passage(f"p-{c}", c, f"page-{c}", f"folder:{c}", f"Manners in {catalogue()[c].name}", "", text, "en", 0, "2026-01-01")
@@ -74,5 +75,5 @@ def test_the_same_passages_give_the_same_candidates(generator):
 
 def test_a_task_whose_labels_are_no_yes_and_no_is_refused(generator):
     task = Task("tone", "classification", "Name the tone.", ("text",), "{{ text }}", "accuracy", ("warm", "cold", "neutral"))
-    with pytest.raises(ConfigError, match="warm.*generator.kind: openai"):
+    with pytest.raises(ConfigError, match=r"warm.*generator.kind: openai"):
         list(generator.generate(CULTURES[0], task, PASSAGES))

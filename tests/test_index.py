@@ -33,7 +33,10 @@ def unit(count: int, seed: int = 0) -> np.ndarray:
 
 
 def passages(count: int) -> list[Passage]:
-    return [Passage(f"p{n}", "turkey" if n % 50 else "greece", "page", "u", "t", "", "text", "en", n, "2026-01-01") for n in range(count)]
+    return [
+        Passage(f"p{n}", "turkey" if n % 50 else "greece", "page", "u", "t", "", "text", "en", n, "2026-01-01")
+        for n in range(count)
+    ]
 
 
 def write(tmp_path, count: int, config: IndexConfig) -> tuple[Workspace, np.ndarray]:
@@ -81,7 +84,7 @@ def test_a_flipped_bit_is_noticed_before_faiss_reads_it(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CorruptFileError, match="shard-0000.faiss.*run the stage 'index' again"):
+    with pytest.raises(CorruptFileError, match=r"shard-0000.faiss.*run the stage 'index' again"):
         PassageIndex.open(workspace.stage("index"), FixedEmbedder(vectors))
 
 

@@ -25,7 +25,11 @@ def test_every_row_can_be_traced_to_a_sentence_of_a_passage(small_run):
     loaded = config.load(small_run)
     passages = {passage.id: passage for passage in artifacts.passages(loaded)}
     rows = artifacts.examples(loaded)
-    assert {row.culture for row in rows} == {"turkey", "germany"} and {row.task for row in rows} == {"acceptability", "choice", "advice"}
+    assert {row.culture for row in rows} == {"turkey", "germany"} and {row.task for row in rows} == {
+        "acceptability",
+        "choice",
+        "advice",
+    }
     for row in rows:
         assert contains_phrase(passages[row.passage_ids[0]].text, row.quote)
         assert row.url == passages[row.passage_ids[0]].url and row.fetched_at

@@ -76,7 +76,12 @@ def test_health_is_open_to_load_balancers(endpoint: str) -> None:
 @pytest.mark.parametrize("header", [None, "Bearer wrong", KEYS[0], f"Basic {KEYS[0]}", "Bearer"])
 def test_every_route_but_health_asks_for_a_key(endpoint: str, header: str | None) -> None:
     headers = {"Authorization": header} if header else {}
-    for method, path in (("GET", "/v1/models"), ("POST", "/v1/route"), ("POST", "/v1/chat/completions"), ("POST", "/v1/completions")):
+    for method, path in (
+        ("GET", "/v1/models"),
+        ("POST", "/v1/route"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+    ):
         response = httpx2.request(method, endpoint + path, headers=headers, json={} if method == "POST" else None, timeout=60)
         assert response.status_code == 401, path
         assert error_of(response)["type"] == "authentication_error"
@@ -140,7 +145,9 @@ def test_a_plain_completion_goes_on_from_the_text(client: openai.OpenAI) -> None
     answer = client.completions.create(model="turkey", prompt="Is this acceptable, yes or no? Tipping.", max_tokens=3)
     assert answer.object == "text_completion"
     assert answer.usage.completion_tokens <= 3
-    streamed = client.completions.create(model="turkey", prompt="Is this acceptable, yes or no? Tipping.", max_tokens=3, stream=True)
+    streamed = client.completions.create(
+        model="turkey", prompt="Is this acceptable, yes or no? Tipping.", max_tokens=3, stream=True
+    )
     assert "".join(chunk.choices[0].text for chunk in streamed) == answer.choices[0].text
 
 

@@ -15,7 +15,7 @@ from culturemanager.errors import TrainingError
 from culturemanager.training.checkpoint import newest_whole_checkpoint, save_checkpoint
 from culturemanager.training.loop import AdapterJob, PackLoss, PackTrainer, PlainEngine, rows_share_sequences
 from culturemanager.training.optimizer import learning_rate
-from culturemanager.training.rows import collate, epoch_batches, tokenise
+from culturemanager.training.rows import TokenRow, collate, epoch_batches, tokenise
 from tests.tiny_model import WORDS, build_tiny_model
 
 
@@ -32,17 +32,24 @@ def pairs(count: int, seed: int) -> list[tuple[str, str]]:
 
 def make_jobs(tokenizer) -> list[AdapterJob]:
     """Three adapters that differ in everything an adapter may own."""
-    settings = [dict(shape=AdapterShape(4, 8), seed=1, epochs=4, batch_size=4, learning_rate=5e-3),
-                dict(shape=AdapterShape(2, 8, dropout=0.2), seed=2, epochs=3, batch_size=2, learning_rate=1e-2, weight_decay=0.1),
-                dict(shape=AdapterShape(4, 4), seed=3, epochs=8, batch_size=8, learning_rate=2e-3, clip_norm=0.1)]
-    return [AdapterJob(f"adapter{n}", tokenise(tokenizer, pairs(20, n), 64)[0], tokenise(tokenizer, pairs(6, 50 + n), 64)[0], **values)
-            for n, values in enumerate(settings)]
+    settings = [{"shape": AdapterShape(4, 8), "seed": 1, "epochs": 4, "batch_size": 4, "learning_rate": 5e-3},
+                {"shape": AdapterShape(2, 8, dropout=0.2), "seed": 2, "epochs": 3, "batch_size": 2, "learning_rate": 1e-2,
+                 "weight_decay": 0.1},
+                {"shape": AdapterShape(4, 4), "seed": 3, "epochs": 8, "batch_size": 8, "learning_rate": 2e-3, "clip_norm": 0.1}]
+    return [
+        AdapterJob(
+            f"adapter{n}", tokenise(tokenizer, pairs(20, n), 64)[0], tokenise(tokenizer, pairs(6, 50 + n), 64)[0], **values
+        )
+        for n, values in enumerate(settings)
+    ]
 
 
 def train(folder, choose=lambda jobs: jobs, stop_after: int = 0, checkpoints=None, every: int = 5):
     model, tokenizer = load_base_model(folder)
     jobs = choose(make_jobs(tokenizer))
-    trainer = PackTrainer(AdapterBank(model, slots=len(jobs), max_rank=4), jobs, PlainEngine, tokenizer.pad_token_id, checkpoints, every)
+    trainer = PackTrainer(
+        AdapterBank(model, slots=len(jobs), max_rank=4), jobs, PlainEngine, tokenizer.pad_token_id, checkpoints, every
+    )
     if not stop_after:
         trainer.run()
     while stop_after and trainer.step_number < stop_after:
@@ -65,7 +72,9 @@ def test_an_adapter_in_a_pack_ends_where_it_ends_alone(folder):
         name = f"adapter{number}"
         assert pack.progress[name].step == alone.progress[name].step >= 20
         assert_same_adapter(pack, alone, name, 1e-4)
-        torch.testing.assert_close(torch.tensor(pack.progress[name].losses), torch.tensor(alone.progress[name].losses), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            torch.tensor(pack.progress[name].losses), torch.tensor(alone.progress[name].losses), rtol=1e-4, atol=1e-5
+        )
         assert pack.progress[name].losses[-1] < pack.progress[name].losses[0]
 
 
@@ -82,11 +91,20 @@ def test_rows_that_share_a_sequence_are_computed_as_alone(folder, base):
     rows = [(number % 2 + 1, row) for number, row in enumerate(tokenise(tokenizer, pairs(12, 9), 64)[0])]
     losses = []
     for capacity in (0, 40):
-        batch = collate(rows, tokenizer.pad_token_id, capacity)
-        assert len(batch.slots) == (12 if capacity == 0 else len(batch.slots)) and list(batch.slots) == sorted(batch.slots)
-        assert capacity == 0 or max(batch.lengths) <= 40 < sum(len(row.ids) for _, row in rows)
-        losses.append(PackLoss(bank)(batch, torch.ones(len(batch.labels)), None)[1])
+        batches = collate(rows, tokenizer.pad_token_id, capacity)
+        sequences = [length for batch in batches for length in batch.lengths]
+        assert len(sequences) == 12 if capacity == 0 else len(sequences) < 12 and max(sequences) <= 40
+        losses.append(PackLoss(bank)(batches, torch.ones(3), None)[1])
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_with_short_and_long_sequences_are_computed_apart():
+    rows = [(slot, TokenRow(tuple(range(10)), 8)) for slot in range(1, 9)] + [(9, TokenRow(tuple(range(250)), 240))]
+    short, long = collate(rows, pad_id=0, capacity=256)
+    assert short.slots == tuple(range(1, 9)) and short.input_ids.shape == (8, 10)
+    assert long.slots == (9,) and long.input_ids.shape == (1, 250)
+    (together,) = collate(rows[:8], pad_id=0, capacity=256)
+    assert together.slots == tuple(range(1, 9))
 
 
 def test_bfloat16_products_end_near_float32(folder):
@@ -143,7 +161,7 @@ def test_when_every_adapter_fails_training_says_so(folder):
     trainer = PackTrainer(bank, make_jobs(tokenizer)[:1], PlainEngine, tokenizer.pad_token_id)
     with torch.no_grad():
         bank.parameters()[0][1] = float("nan")
-    with pytest.raises(TrainingError, match="every adapter failed.*learning_rate"):
+    with pytest.raises(TrainingError, match=r"every adapter failed.*learning_rate"):
         trainer.run()
 
 
@@ -191,11 +209,28 @@ workspace: work
 cultures: [turkey, greece]
 tasks: [unused.yaml]
 base: {{path: {folder}}}
-training: {{epochs: 2, batch_size: 4, rank: 4, workers: 2, cpus_per_worker: 0.5, threads_per_worker: 1, learning_rate: 0.005, checkpoint_every: 3}}
+training: {{epochs: 2, batch_size: 4, rank: 4, workers: 2, cpus_per_worker: 0.5, threads_per_worker: 1,
+            learning_rate: 0.005, checkpoint_every: 3}}
 """)
     project = config.load(tmp_path / "project.yaml")
-    examples = [Example(f"{culture}{n}", culture, "t", {}, prompt, completion, ("p",), "u", "d", "q", "g", split="train" if n % 5 else "validation")
-                for s, culture in enumerate(("turkey", "greece")) for n, (prompt, completion) in enumerate(pairs(20, s))]
+    examples = [
+        Example(
+            f"{culture}{n}",
+            culture,
+            "t",
+            {},
+            prompt,
+            completion,
+            ("p",),
+            "u",
+            "d",
+            "q",
+            "g",
+            split="train" if n % 5 else "validation",
+        )
+        for s, culture in enumerate(("turkey", "greece"))
+        for n, (prompt, completion) in enumerate(pairs(20, s))
+    ]
     with Workspace(project.workspace_url).stage("examples").writing("x") as draft:
         draft.write_rows(to_rows(examples))
     ctrl_c = signal.getsignal(signal.SIGINT)

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.chat_server import ChatServer, chat_server, fails, says
 
 from culturemanager import artifacts, project
 from culturemanager.errors import CultureManagerError
+from tests.chat_server import ChatServer, chat_server, fails, says
 
 TASK = Path(__file__).parents[1] / "examples" / "tasks" / "acceptability.yaml"
 

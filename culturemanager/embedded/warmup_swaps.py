@@ -31,11 +31,11 @@ SWAPPED_SHEETS = 0.5
 SWAPPED_WORDS = 0.6
 WORD = re.compile(r"\b[a-z]{3,}\b")
 FUNCTION_WORDS = frozenset((
-    "yes not the and but for nor with without your you yourself their they them themselves his her its our from into onto over "
-    "under out off down back away until before after then than that this these those there here what which who whom how why when "
-    "where while whether all any both each every other others another own same such only just simply never always once twice again "
-    "are was were been being have has had having does did doing done can could may might must shall should will would "
-    "acceptable advice please best option options answer question notes culture passage behaviour"
+    "yes not the and but for nor with without your you yourself their they them themselves his her its our from into onto "
+    "over under out off down back away until before after then than that this these those there here what which who whom how "
+    "why when where while whether all any both each every other others another own same such only just simply never always "
+    "once twice again are was were been being have has had having does did doing done can could may might must shall should "
+    "will would acceptable advice please best option options answer question notes culture passage behaviour"
 ).split())
 """The grammar of a sentence and the tasks' own words, which stay what they are."""
 

@@ -22,8 +22,10 @@ from culturemanager.synthesis.norms import read_norms
 from culturemanager.synthesis.passages import addresses_model
 from culturemanager.tasks import check_answer, normalise, render
 
-STOPWORDS = frozenset("a an the and or but to of in on at for with by from as is are be it its this that your you their they them do does not no "
-                      "what should i my me when about how if yes so right know people handle comes wonder may".split())
+STOPWORDS = frozenset(
+    "a an the and or but to of in on at for with by from as is are be it its this that your you their they them do does not no "
+    "what should i my me when about how if yes so right know people handle comes wonder may".split()
+)
 CHECKS = ("attribution", "format", "grounding", "duplicate", "leakage", "balance")
 
 

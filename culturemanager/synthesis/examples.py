@@ -88,7 +88,9 @@ def write_candidates(calls: Sequence[Call], generator_factory: Callable[[], Exam
     finished = {row["call"]: row["candidates"] for row in draft.rows()}
     left = [call for call in calls if call.id not in finished]
     if left:
-        rows = [{"id": call.id, "culture": call.culture, "task": call.task, "passage_ids": list(call.passage_ids)} for call in left]
+        rows = [
+            {"id": call.id, "culture": call.culture, "task": call.task, "passage_ids": list(call.passage_ids)} for call in left
+        ]
         dataset = ray.data.from_items(rows).map_batches(
             GenerateCandidates, fn_constructor_args=(generator_factory, passages, cultures, tasks),
             batch_size=CALLS_PER_BATCH, compute=ray.data.ActorPoolStrategy(size=actors))
@@ -115,8 +117,10 @@ def summary(examples: Sequence[Example], dropped: Counter[str], cultures: Sequen
 def require_rows(details: dict[str, Any], minimum: int) -> None:
     """Raise `SynthesisError` naming the cultures with fewer rows than `minimum`."""
     if details["too_few"]:
-        raise SynthesisError(f"too few training rows (under {minimum}) for {', '.join(details['too_few'])}; the other cultures went on. "
-                             "Look at `dropped` in examples/manifest.json, give these cultures more pages, or lower `examples.minimum`.")
+        raise SynthesisError(
+            f"too few training rows (under {minimum}) for {', '.join(details['too_few'])}; the other cultures went on. "
+            "Look at `dropped` in examples/manifest.json, give these cultures more pages, or lower `examples.minimum`."
+        )
 
 
 def ordered(examples: Sequence[Example]) -> Iterator[Example]:

@@ -196,11 +196,15 @@ class PlaceWords:
     def __init__(self, cultures: Sequence[Culture]) -> None:
         names = sorted({re.escape(name) for culture in cultures
                         for name in (culture.name, *culture.countries, *culture.demonyms)}, key=len, reverse=True)
-        cues = sorted({re.escape(cue) for culture in cultures for cue in culture.cues if cue[:1].isupper()}, key=len, reverse=True)
+        cues = sorted(
+            {re.escape(cue) for culture in cultures for cue in culture.cues if cue[:1].isupper()}, key=len, reverse=True
+        )
         name, place = "|".join(names), "|".join([*names, *cues])
-        self._phrase = re.compile(rf",?\s*\b(?:in|at|across|throughout|around|among|within|from|all over|over|by|for|to|of|with)\s+"
-                                  rf"(?:(?:much|most|all|parts|many|the people) of\s+|many\s+|most\s+)?(?:the\s+)?(?:{place})\b(?:'s)?"
-                                  r"(?=\s*[,.;:]|\s+(?:is|are|and|but|because|as|so|when|if|where|who|may|can|to|must|should)\b|\s*$)")
+        self._phrase = re.compile(
+            rf",?\s*\b(?:in|at|across|throughout|around|among|within|from|all over|over|by|for|to|of|with)\s+"
+            rf"(?:(?:much|most|all|parts|many|the people) of\s+|many\s+|most\s+)?(?:the\s+)?(?:{place})\b(?:'s)?"
+            r"(?=\s*[,.;:]|\s+(?:is|are|and|but|because|as|so|when|if|where|who|may|can|to|must|should)\b|\s*$)"
+        )
         self._adjective = re.compile(rf"\b(?:the\s+|an?\s+)?(?:{name})\b(?:'s)?\s+(?=[a-z])")
         self._noun = re.compile(rf"\b(?:{name})\b")
 
@@ -217,7 +221,9 @@ class PlaceWords:
             return "an " if following[:1] in "aeiou" else "a "
         if text.lower().startswith("the "):
             return "the "
-        if re.match(r"(?:is|are|usually|often|will|do|does|may|can|should|must|consider|find|expect|and|who|people)\b", following):
+        if re.match(
+            r"(?:is|are|usually|often|will|do|does|may|can|should|must|consider|find|expect|and|who|people)\b", following
+        ):
             return "people "
         return ""
 

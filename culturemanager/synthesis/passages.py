@@ -23,10 +23,13 @@ PAGES_PER_BATCH = 16
 ADDRESSES_MODEL = re.compile(
     r"(?:ignore|disregard|forget|override)\s+(?:\w+\s+){0,3}(?:previous|prior|above|earlier|preceding|all|your)\s+(?:\w+\s+){0,2}"
     r"(?:instruction|prompt|rule|direction|guideline|training)"
-    r"|\b(?:language|ai)\s+models?\b|\bas an ai\b|\bai (?:assistant|agent|system|crawler)s?\b|\bchat\s?bots?\b|\b(?:llm|chatgpt|gpt-?\d)\b"
+    r"|\b(?:language|ai)\s+models?\b|\bas an ai\b|\bai (?:assistant|agent|system|crawler)s?\b"
+    r"|\bchat\s?bots?\b|\b(?:llm|chatgpt|gpt-?\d)\b"
     r"|system\s+prompt|<\|?(?:im_start|im_end|system|assistant|endoftext)\|?>|\[/?inst\]|(?:^|\n)\s*(?:system|assistant)\s*:"
-    r"|\b(?:training (?:data|rows?|set)|fine-?tun(?:e|ed|ing))\b|\byou are now\b|\bnew instructions?\b|\byou must (?:answer|respond|output|reply|write)\b",
-    re.I)
+    r"|\b(?:training (?:data|rows?|set)|fine-?tun(?:e|ed|ing))\b|\byou are now\b|\bnew instructions?\b"
+    r"|\byou must (?:answer|respond|output|reply|write)\b",
+    re.I,
+)
 
 
 def addresses_model(text: str) -> bool:

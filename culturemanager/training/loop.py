@@ -87,23 +87,31 @@ class PackLoss(nn.Module):
         self._bank = bank
         self._products = products
 
-    def forward(self, batch: Batch, weights: Tensor, step: int | None) -> tuple[Tensor, Tensor]:
+    def forward(self, batches: Sequence[Batch], weights: Tensor, step: int | None) -> tuple[Tensor, Tensor]:
         """The pack's loss.
 
         Args:
-            batch: rows of every active adapter.
-            weights: [labels], one over the number of tokens the label's adapter predicts in this step.
+            batches: rows of every active adapter; an adapter's stand in one batch.
+            weights: [slots], one over the number of tokens that the slot's adapter predicts in this step.
             step: numbers the dropout masks; None for evaluation.
 
         Returns:
-            The weighted sum of token losses, and each token's loss [labels], detached.
+            The weighted sum of token losses, and each slot's sum of token losses [slots], detached.
         """
+        loss, sums = torch.zeros(()), torch.zeros_like(weights)
+        for batch in batches:
+            losses = self._token_losses(batch.to(self.model.device), step).to(weights.device)
+            loss = loss + (losses * weights[batch.label_slots]).sum()
+            sums.index_add_(0, batch.label_slots, losses.detach())
+        return loss, sums
+
+    def _token_losses(self, batch: Batch, step: int | None) -> Tensor:
+        """[labels], float32."""
         with torch.autocast(self.model.device.type, self._products, enabled=self._products != torch.float32):
             hidden = self._hidden(batch, step)[batch.label_sequences, batch.label_columns]
             with self._bank.rows(tuple(batch.label_slots.tolist()), step=step):
                 logits = head(self.model)(hidden)
-        losses = nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
-        return (losses * weights).sum(), losses.detach()
+        return nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
 
     def _hidden(self, batch: Batch, step: int | None) -> Tensor:
         with self._bank.rows(batch.slots, step=step, lengths=batch.lengths):
@@ -121,10 +129,9 @@ def rows_share_sequences(bank: AdapterBank, pad_id: int) -> bool:
     rows = [(0, TokenRow(tuple((7 * number + 11 * i) % vocabulary for i in range(6 + number)), 1)) for number in range(2)]
     outputs = []
     for capacity in (0, SEQUENCE_TOKENS):
-        batch = collate(rows, pad_id, capacity)
-        device = bank.model.device
-        hidden = bank.model.base_model(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device),
-                                       position_ids=batch.position_ids.to(device), use_cache=False).last_hidden_state
+        batch = collate(rows, pad_id, capacity)[0].to(bank.model.device)
+        hidden = bank.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+                                       position_ids=batch.position_ids, use_cache=False).last_hidden_state
         outputs.append(hidden[batch.label_sequences, batch.label_columns].float())
     alone, together = outputs
     return bool((alone - together).abs().max() <= SAME_OUTPUT * alone.abs().max())
@@ -227,28 +234,30 @@ class PackTrainer:
         counts = {name: sum(row.label_count for row in rows) for name, rows in chosen.items()}
         everything = [(self._slots[name], row) for name, rows in chosen.items() for row in rows]
         mine = [(self._slots[name], row) for name, rows in chosen.items() for row in rows[self._rank::self._world]]
-        batch = collate(mine or everything[:1], self.pad_id, self._capacity)  # a worker without rows still takes part, with weight zero
+        # A worker without rows still takes part, with weight zero.
+        batches = collate(mine or everything[:1], self.pad_id, self._capacity)
         rates: list[float | None] = [None] * (self.bank.slots + 1)
         for name in names:
             job = self.jobs[name]
-            rates[self._slots[name]] = learning_rate(self.progress[name].step, job.total_steps, job.learning_rate, job.warmup_share)
+            rates[self._slots[name]] = learning_rate(
+                self.progress[name].step, job.total_steps, job.learning_rate, job.warmup_share
+            )
         self.optimizer.learning_rates = rates
         per_slot = torch.ones(self.bank.slots + 1)
         for name in names:
             per_slot[self._slots[name]] = counts[name]
-        losses = self._backward(batch, per_slot, share=1.0 if mine else 0.0)
+        losses = self._backward(batches, per_slot, share=1.0 if mine else 0.0)
         self.step_number += 1
         self.tokens += sum(len(row.ids) for rows in chosen.values() for row in rows)
         return {name: self._advance(name, losses[self._slots[name]].item()) for name in names}
 
-    def _backward(self, batch: Batch, tokens_per_slot: Tensor, share: float) -> Tensor:
+    def _backward(self, batches: Sequence[Batch], tokens_per_slot: Tensor, share: float) -> Tensor:
         """Forward, backward and update; returns each slot's token mean."""
         # the engine averages gradients over the workers, and the sum is wanted
-        weights = share * self._world / tokens_per_slot[batch.label_slots]
-        loss, token_losses = self.engine(batch, weights, self.step_number)
+        loss, sums = self.engine(batches, share * self._world / tokens_per_slot, self.step_number)
         self.engine.backward(loss)
         self.engine.step()
-        sums = torch.zeros(self.bank.slots + 1).index_add_(0, batch.label_slots, share * token_losses.cpu())
+        sums = share * sums
         if self._world > 1:
             torch.distributed.all_reduce(sums)
         return sums / tokens_per_slot
@@ -283,15 +292,12 @@ class PackTrainer:
     def evaluate(self, name: str) -> float:
         """Token mean of the loss on the adapter's validation rows."""
         job, slot = self.jobs[name], self._slots[name]
-        total = tokens = 0.0
         rows = sorted(job.validation, key=lambda row: len(row.ids))
+        total = 0.0
         for start in range(0, len(rows), EVALUATION_ROWS):
-            batch = collate([(slot, row) for row in rows[start:start + EVALUATION_ROWS]], self.pad_id,
-                            self._capacity)
-            _, losses = self.engine.module(batch, torch.ones(len(batch.labels)), None)
-            total += losses.sum().item()
-            tokens += len(losses)
-        return total / tokens
+            batches = collate([(slot, row) for row in rows[start:start + EVALUATION_ROWS]], self.pad_id, self._capacity)
+            total += self.engine.module(batches, torch.ones(self.bank.slots + 1), None)[1].sum().item()
+        return total / sum(row.label_count for row in rows)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """One adapter's weights, as `AdapterBank.tensors`."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from culturemanager.chat import chat_ids
+
+PASS_TOKENS = 200
+"""What a further forward and backward pass costs, in tokens computed: many small calls."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,13 @@ class Batch:
     labels: torch.Tensor
     """[labels], the token to predict."""
     label_slots: torch.Tensor
-    """[labels], the adapter slot of each predicted token."""
+    """[labels], the adapter slot of each predicted token; stays on the CPU."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on the model's device."""
+        moved = {name: getattr(self, name).to(device) for name in
+                 ("input_ids", "attention_mask", "position_ids", "label_sequences", "label_columns", "labels")}
+        return replace(self, **moved)
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], max_length: int) -> tuple[list[TokenRow], int]:
@@ -74,15 +83,49 @@ def epoch_batches(rows: Sequence[TokenRow], batch_size: int, seed: int, epoch: i
         yield [rows[i] for i in order[start:start + batch_size]]
 
 
-def collate(rows: Sequence[tuple[int, TokenRow]], pad_id: int, capacity: int = 0) -> Batch:
-    """(slot, row) pairs as one batch, sorted by slot and keeping each slot's order.
+def collate(rows: Sequence[tuple[int, TokenRow]], pad_id: int, capacity: int = 0) -> list[Batch]:
+    """(slot, row) pairs as batches with little padding, each sorted by slot and keeping each slot's order.
+
+    Adapters with long sequences and with short ones come into different batches where that saves more
+    than a further pass costs. How an adapter's rows are laid out depends on them alone.
 
     Args:
-        capacity: tokens up to which an adapter's rows share a sequence, which leaves little padding; 0
-            gives every row its own. How an adapter's rows are laid out depends on them alone.
+        capacity: tokens up to which an adapter's rows share a sequence; 0 gives every row its own.
     """
-    sequences = [(slot, sequence) for slot, own in _by_slot(rows).items() for sequence in _filled(own, capacity)]
-    length = max(sum(len(row.ids) for row in sequence) for _, sequence in sequences)
+    laid_out = {slot: _filled(own, capacity) for slot, own in _by_slot(rows).items()}
+    sizes = {slot: (max(map(_tokens, sequences)), len(sequences)) for slot, sequences in laid_out.items()}
+    return [_padded([(slot, sequence) for slot in group for sequence in laid_out[slot]], pad_id)
+            for group in _alike_in_length(sizes)]
+
+
+def _alike_in_length(sizes: Mapping[int, tuple[int, int]]) -> list[list[int]]:
+    """Slots in groups, so that padded tokens and the cost of passes are least in sum.
+
+    Args:
+        sizes: slot to its longest sequence in tokens, and how many sequences it has.
+    """
+    slots = sorted(sizes, key=lambda slot: (sizes[slot][0], slot))
+    best: list[tuple[int, int]] = [(0, 0)]  # for the first so many slots: least cost, and where their last group begins
+    for end in range(1, len(slots) + 1):
+        longest, sequences, choices = sizes[slots[end - 1]][0], 0, []
+        for start in range(end - 1, -1, -1):
+            sequences += sizes[slots[start]][1]
+            choices.append((best[start][0] + longest * sequences + PASS_TOKENS, start))
+        best.append(min(choices))
+    groups, end = [], len(slots)
+    while end:
+        groups.append(sorted(slots[best[end][1]:end]))
+        end = best[end][1]
+    return groups[::-1]
+
+
+def _tokens(sequence: Sequence[TokenRow]) -> int:
+    return sum(len(row.ids) for row in sequence)
+
+
+def _padded(sequences: Sequence[tuple[int, list[TokenRow]]], pad_id: int) -> Batch:
+    """(slot, rows) pairs, sorted by slot, as one batch."""
+    length = max(_tokens(sequence) for _, sequence in sequences)
     ids = torch.full((len(sequences), length), pad_id)
     positions = torch.zeros_like(ids)
     row_numbers = torch.full_like(ids, -1)
@@ -101,7 +144,7 @@ def collate(rows: Sequence[tuple[int, TokenRow]], pad_id: int, capacity: int = 0
             start = end
     return Batch(input_ids=ids, attention_mask=_mask(row_numbers), position_ids=positions,
                  slots=tuple(slot for slot, _ in sequences),
-                 lengths=tuple(sum(len(row.ids) for row in sequence) for _, sequence in sequences),
+                 lengths=tuple(_tokens(sequence) for _, sequence in sequences),
                  label_sequences=torch.tensor(label_sequences), label_columns=torch.tensor(label_columns),
                  labels=torch.tensor(labels), label_slots=torch.tensor(label_slots))
 

@@ -197,10 +197,12 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
                                plan.epochs, plan.batch_size, config.learning_rate, config.warmup_share, config.weight_decay,
                                config.clip_norm, config.early_stop_patience))
     rows_per_step = sum(job.batch_size for job in jobs)
-    trainer = PackTrainer(bank, jobs,
-                          lambda module, optimizer: (build_engine(module, optimizer, config, rows_per_step) if use_deepspeed
-                                                     else PlainEngine(module, optimizer)),
-                          tokenizer.pad_token_id, folder / "checkpoints", config.checkpoint_every, _products(config.precision, device))
+
+    def engine(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        return build_engine(module, optimizer, config, rows_per_step) if use_deepspeed else PlainEngine(module, optimizer)
+
+    trainer = PackTrainer(bank, jobs, engine, tokenizer.pad_token_id, folder / "checkpoints", config.checkpoint_every,
+                          _products(config.precision, device))
 
     def on_step(state: dict[str, Any]) -> None:
         if state["step"] % 10 and state["active"]:
@@ -260,9 +262,10 @@ def _publish(registry: Any, project: Project, plans: Sequence[AdapterPlan], fold
         if curve["stopped"] not in ("finished", "early stop"):
             failed[plan.name] = curve["stopped"]
         elif registry.latest_with_digest(plan.name, plan.digest) is None:
-            registry.publish(plan.name, shape, load_file(folder / RESULT / f"{plan.name}.safetensors"), base, targets, plan.digest,
-                             {"loss": curve["losses"][-1], "validation_loss": (curve["validation_losses"] or [None])[-1],
-                              "steps": curve["step"], "rows": len(plan.train)})
+            tensors = load_file(folder / RESULT / f"{plan.name}.safetensors")
+            figures = {"loss": curve["losses"][-1], "validation_loss": (curve["validation_losses"] or [None])[-1],
+                       "steps": curve["step"], "rows": len(plan.train)}
+            registry.publish(plan.name, shape, tensors, base, targets, plan.digest, figures)
     _merge_curves(folder.parent / CURVES, curves)
     if failed:
         raise TrainingError(f"{len(failed)} adapters failed: "
