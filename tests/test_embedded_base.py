@@ -19,6 +19,7 @@ from culturemanager.embedded.warmup_customs import split_customs
 from culturemanager.embedded.warmup_delta import load_delta, save_delta
 from culturemanager.embedded.warmup_scores import PARAGRAPHS_FILE, reading_items, score
 from culturemanager.embedded.warmup_sheets import Sheets
+from culturemanager.embedded.warmup_swaps import Swapper, vocabulary
 from culturemanager.embedded.warmup_text import Writer
 from culturemanager.errors import CorruptFileError, ModelError
 from culturemanager.providers.embedding import minilm_folder
@@ -170,11 +171,12 @@ def test_a_message_cannot_end_its_own_turn(loaded):
 
 
 @pytest.fixture(scope="module")
-def warmup_texts():
+def warmup_texts(loaded):
     """Everything the warm-up may show: several thousand prompts and answers, held-out customs and paragraphs too."""
+    _, tokenizer = loaded
     texts = [PARAGRAPHS_FILE.read_text(encoding="utf-8")]
     for seed, customs in enumerate(split_customs()):
-        for sheet in islice(Sheets(Writer(customs, seed)), 1500):
+        for sheet in islice(Swapper(vocabulary(tokenizer), seed)(Sheets(Writer(customs, seed))), 1500):
             texts += [sheet.beginning, *(f"{question.prompt} {question.answer}" for question in sheet.questions)]
     return "\n".join(texts)
 
@@ -200,6 +202,22 @@ def test_held_out_customs_are_in_no_warm_up_sheet():
     trained, held_out = split_customs()
     assert len(held_out) >= 20 and len(trained) >= 80
     assert not {custom.questions for custom in trained} & {custom.questions for custom in held_out}
+
+
+def test_swapped_words_are_the_same_in_notes_questions_and_answers(loaded):
+    _, tokenizer = loaded
+    swapper, writer = Swapper(vocabulary(tokenizer), 0), Writer(split_customs()[0], 4)
+    changed = 0
+    for sheet in islice(Sheets(writer).with_passages(1), 200):
+        swapped = swapper.swap(sheet)
+        changed += swapped != sheet
+        for before, after in zip(sheet.questions, swapped.questions, strict=True):
+            if before.task == "acceptability":
+                assert after.answer == before.answer
+            else:
+                assert (before.answer in sheet.beginning) <= (after.answer in swapped.beginning)
+                assert after.answer in (after.options or [after.answer])
+    assert changed > 150
 
 
 def test_equal_seeds_write_equal_sheets():

@@ -4,10 +4,10 @@
 
 Raw MiniLM answers at chance, and beating chance proves nothing. The warm-up teaches the forms of the
 three tasks and to read notes in a prompt, on invented customs of invented places; about real cultures
-it teaches nothing. All weights but the word embeddings are trained (so that words never seen in
-training can be copied), from questions that repeat their notes towards questions in other words, as
-fast as yes and no are learnt (`Pace`). The weights' change is kept as 4-bit integers. Equal seed,
-machine and thread count give an equal file.
+it teaches nothing. All weights but the word embeddings are trained, from questions that repeat their
+notes towards questions in other words, as fast as yes and no are learnt (`Pace`); half of the sheets have
+words swapped (`warmup_swaps`), so that words never seen in training can be copied. The weights' change is
+kept as 4-bit integers. Equal seed, machine and thread count give an equal file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from culturemanager.providers.embedding import minilm_folder
 if TYPE_CHECKING:
     from transformers import BertLMHeadModel
 
-STEPS = 1500
+STEPS = 1600
 TOKENS_PER_STEP = 2048
 LEARNING_RATE = 4e-4
 WARMUP_SHARE = 0.04
