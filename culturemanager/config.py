@@ -216,6 +216,8 @@ class TrainingConfig(Section):
     """LoRA scale numerator; the delta is `alpha / rank * B A x`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
+    last_layers: int = Field(default=0, ge=0)
+    """Adapters on so many of the last decoder layers; those below need no gradient. 0: on all."""
     epochs: int = Field(default=4, ge=1)
     """Passes over an adapter's rows."""
     batch_size: int = Field(default=8, ge=1)
@@ -269,6 +271,8 @@ class EvaluationConfig(Section):
     """Passages put into a prompt by the systems that retrieve."""
     shots: int = Field(default=3, ge=1)
     """Worked examples in a few-shot prompt."""
+    interference_items: int = Field(default=30, ge=0)
+    """Closed items of each culture that every culture's adapter answers, for the interference table; 0 leaves it out."""
     bootstrap: int = Field(default=1000, ge=100)
     """Resamples behind every interval."""
     max_new_tokens: int = Field(default=24, ge=1)

@@ -134,11 +134,16 @@ def check_models(project: Project) -> list[Finding]:
     """The embedding model and the base model, as far as that is known without loading them."""
     findings = []
     try:
-        if "embedded" in (project.embedding.model, project.base.path):
+        if project.embedding.model == "embedded":
             from culturemanager.providers.embedding import MINILM_PACKAGE, minilm_folder
 
             minilm_folder()
             findings.append(Finding("embedded weights", OK, f"{MINILM_PACKAGE}, sums checked"))
+        if project.base.path == "embedded":
+            from culturemanager.embedded.base_model import WEIGHTS_PACKAGE, weights_file
+
+            weights_file()
+            findings.append(Finding("embedded weights", OK, f"{WEIGHTS_PACKAGE}, sum checked"))
     except CultureManagerError as error:
         findings.append(Finding("embedded weights", FAILED, "missing or damaged", str(error)))
     if project.base.path == "embedded":

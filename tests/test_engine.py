@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertLMHeadModel,
     GPT2Config,
@@ -30,7 +31,7 @@ from transformers import (
 from culturemanager.adapters import peft_format
 from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.chat import chat_ids
-from culturemanager.embedded.base_model import bare_model, build_tokenizer
+from culturemanager.embedded.base_model import bare_model, build_tokenizer, weights_file
 from culturemanager.errors import AdapterError, ModelError, RequestError
 from culturemanager.inference.engine import Engine, Generation, GenerationRequest, Sampling, ScoreRequest
 from culturemanager.inference.scheduler import PADDING_SHARE, PADDING_TOKENS, by_length
@@ -211,8 +212,7 @@ def test_eager_attention_gives_the_same_answers():
 
 
 def test_with_the_real_weights_and_tokenizer_the_cache_changes_nothing():
-    folder = minilm_folder()
-    model, tokenizer = bare_model(folder), build_tokenizer(folder)
+    model, tokenizer = bare_model(weights_file()), build_tokenizer(weights_file())
     bank = AdapterBank(model, slots=2, max_rank=4)
     for seed, name in enumerate(("china", "brazil")):
         bank.add(name, AdapterShape(4, 32.0), seed=seed)
@@ -306,7 +306,7 @@ def test_text_is_told_in_whole_characters_and_never_runs_into_a_stop_string(text
 
 
 def test_word_pieces_are_told_as_the_whole_text_is_spelled():
-    tokenizer = build_tokenizer(minilm_folder())
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
     ids = tokenizer("guests' shoes [UNK] stay outside, aren't they? (unshakeable)", add_special_tokens=False)["input_ids"]
     stream = TextStream(tokenizer)
     told = "".join(stream.push(token) for token in ids) + stream.finish()

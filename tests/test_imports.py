@@ -190,7 +190,8 @@ def normal(name: str) -> str:
 
 def declared() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    texts = project["dependencies"] + project["optional-dependencies"]["search"] + project["optional-dependencies"]["embedded"]
+    texts = project["dependencies"] + [text for extra in ("search", "embedded", "warmup")
+                                       for text in project["optional-dependencies"][extra]]
     return {normal(re.match(r"[A-Za-z0-9._-]+", text).group()) for text in texts}
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,17 @@ def test_progress_reaches_its_total():
     run(PLACE, engine(), ["base"], progress=lambda done, total, what: seen.append((done, total, what)))
     assert seen[-1] == (135, 135, "answers")
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+
+
+@pytest.mark.parametrize("count", [0, 3, 1000])
+def test_the_interference_table_asks_at_most_so_many_closed_items_of_each_culture(count):
+    asked = engine()
+    summary = run(PLACE, asked, ["base"], adapters=adapters_for(["culturemanager"], PLACE.cultures),
+                  config=EvaluationConfig(bootstrap=100, interference_items=count)).summary
+    closed = Counter(item.culture for item in PLACE.items.items if item.task != "advice")
+    forced = [adapter for _, adapter in asked.asked if adapter]
+    assert len(forced) == sum(min(count, number) for number in closed.values()) * len(THREE)
+    assert set(summary["interference"]) == (set(THREE) if count else set())
 
 
 def test_one_culture_without_its_adapter_is_reported_and_answered_by_the_base():

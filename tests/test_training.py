@@ -8,14 +8,19 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.base_model import load_base_model
-from culturemanager.errors import TrainingError
+from culturemanager.config import TrainingConfig
+from culturemanager.errors import AdapterError, TrainingError
+from culturemanager.storage import write_json
 from culturemanager.training.checkpoint import newest_whole_checkpoint, save_checkpoint
 from culturemanager.training.loop import AdapterJob, PackLoss, PackTrainer, PlainEngine, rows_share_sequences
 from culturemanager.training.optimizer import learning_rate
+from culturemanager.training.plan import AdapterPlan
 from culturemanager.training.rows import TokenRow, collate, epoch_batches, tokenise
+from culturemanager.training.trainer import run_pack
 from tests.tiny_model import WORDS, build_tiny_model
 
 
@@ -163,6 +168,16 @@ def test_when_every_adapter_fails_training_says_so(folder):
         bank.parameters()[0][1] = float("nan")
     with pytest.raises(TrainingError, match=r"every adapter failed.*learning_rate"):
         trainer.run()
+
+
+def test_adapters_on_the_last_layers_only(folder, tmp_path):
+    plan = AdapterPlan("turkey", tuple(pairs(6, 1)), (), seed=0, batch_size=3, epochs=1, digest="")
+    write_json(tmp_path / "plan.json", [vars(plan)])
+    run_pack(tmp_path, TrainingConfig(last_layers=1, rank=2), str(folder), "float32")
+    adapted = {key.rpartition(".")[0] for key in load_file(tmp_path / "result" / "turkey.safetensors")}
+    assert len(adapted) == 7 and all(name.startswith("model.layers.1.") for name in adapted)
+    with pytest.raises(AdapterError, match=r"has 2 decoder layers.*the last 3.*training\.last_layers"):
+        run_pack(tmp_path, TrainingConfig(last_layers=3), str(folder), "float32")
 
 
 def test_early_stop_ends_one_adapter_and_not_the_others(folder):

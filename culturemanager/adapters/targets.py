@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from torch import nn
@@ -51,3 +52,17 @@ def find_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> dict[
         if hasattr(module, "bank_A"):
             raise AdapterError(f"{name} already carries an adapter bank; call `detach()` on that one first.")
     return chosen
+
+
+def on_last_layers(model: PreTrainedModel, count: int) -> list[str]:
+    """Full names of the layers that `find_targets` would wrap, as far as they lie in the last `count` decoder layers.
+
+    Raises:
+        AdapterError: the model has no so many decoder layers.
+    """
+    numbered = {name: int(found.group(1)) for name in find_targets(model, None) if (found := re.search(r"\.(\d+)\.", name))}
+    layers = max(numbered.values(), default=-1) + 1
+    if count > layers:
+        raise AdapterError(f"{type(model).__name__} has {layers} decoder layers, of which adapters were to lie on the last "
+                           f"{count}. Lower `training.last_layers`, or set it to 0 for all.")
+    return [name for name, number in numbered.items() if number >= layers - count]

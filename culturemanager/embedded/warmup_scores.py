@@ -14,6 +14,7 @@ import yaml
 
 from culturemanager import prompts, tasks
 from culturemanager.base_model import position_ids
+from culturemanager.chat import chat_ids
 from culturemanager.embedded.warmup_sheets import Sheets
 from culturemanager.embedded.warmup_text import TASKS_FOLDER, Question, Writer
 from culturemanager.tasks import contains_phrase, normalise
@@ -49,7 +50,8 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = tokenizer([prompts[i] for i in rows], padding=True, padding_side="left", return_tensors="pt")
+        batch = tokenizer.pad({"input_ids": [chat_ids(tokenizer, prompts[i]) for i in rows]}, padding_side="left",
+                              return_tensors="pt")
         output = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
                                 max_new_tokens=max_new_tokens, do_sample=False)
         texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -61,7 +63,7 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
 @torch.inference_mode()
 def best_option(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, options: Sequence[str]) -> str:
     """The option with the highest mean log-probability of its tokens."""
-    start = tokenizer(prompt)["input_ids"]
+    start = chat_ids(tokenizer, prompt)
     rows = [start + tokenizer(option, add_special_tokens=False)["input_ids"] for option in options]
     batch = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],

@@ -9,7 +9,7 @@ from culturemanager.embedded.warmup_text import Fact, Place, Question, Sheet, Wr
 
 KINDS = {"single": 50, "several": 14, "places": 18, "bare": 5, "shots": 7, "clue_shots": 6}
 """Share of each kind of sheet, in percent; the methods of `Sheets` say what they are."""
-QUESTIONS = 6
+QUESTIONS = 8
 
 
 class Sheets:

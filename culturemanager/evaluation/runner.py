@@ -227,10 +227,19 @@ class _Run:
         return len(chat_ids(self.tokenizer, prompt)) + longest <= self.context
 
     def forced_questions(self) -> list[Question]:
-        """Every closed item put to every culture's adapter, the prompt as it is."""
+        """Closed items of each culture, spread over its list, put to every culture's adapter, the prompt as it is."""
+        closed: dict[str, list[EvaluationItem]] = defaultdict(list)
+        for item in self.items:
+            if self.tasks[item.task].kind != "generation":
+                closed[item.culture].append(item)
         return [Question("forced", item, self.tasks[item.task], self.plain[item.id], self.adapters[culture], culture)
-                for item in self.items if self.tasks[item.task].kind != "generation"
+                for own in closed.values() for item in _spread(own, self.config.interference_items)
                 for culture in self.cultures if culture in self.adapters]
+
+
+def _spread(items: Sequence[EvaluationItem], count: int) -> list[EvaluationItem]:
+    """`count` of the items at even distances, or all if there are no more."""
+    return [items[len(items) * number // count] for number in range(count)] if count < len(items) else list(items)
 
 
 def _ask(engine: Engine, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], max_new_tokens: int,

@@ -64,8 +64,8 @@ def plan_adapters(names: Sequence[str], examples: Sequence[Example], cultures: S
     return plans
 
 
-HYPERPARAMETERS = {"rank", "alpha", "dropout", "epochs", "learning_rate", "warmup_share", "weight_decay", "clip_norm",
-                   "early_stop_patience", "max_length", "precision"}
+HYPERPARAMETERS = {"rank", "alpha", "dropout", "last_layers", "epochs", "learning_rate", "warmup_share", "weight_decay",
+                   "clip_norm", "early_stop_patience", "max_length", "precision"}
 
 
 def _rows(name: str, examples: Sequence[Example], cultures: dict[str, Culture], config: TrainingConfig,

@@ -165,7 +165,7 @@ def _filled(rows: Sequence[TokenRow], capacity: int) -> list[list[TokenRow]]:
             sequences.append([])
             room = max(capacity, len(row.ids))
         sequences[-1].append(row)
-        room = room - len(row.ids) if capacity else 0
+        room -= len(row.ids)
     return sequences
 
 

@@ -60,7 +60,7 @@ def train(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (),
     names = [*(_chosen(only, [c.id for c in cultures])), *extra]
     examples = [Example.from_row(row) for row in workspace.stage("examples").read_rows()]
     registry = AdapterRegistry(workspace.local_path("adapters"))
-    base = resolve_base_model(_base_path(project))
+    base = resolve_base_model(project.base_path)
     plans = plan_adapters(names, examples, cultures, project.training, project.seed, fingerprint(base), retrieve)
     missing = [plan for plan in plans if registry.latest_with_digest(plan.name, plan.digest) is None]
     if missing:
@@ -94,7 +94,7 @@ def _train_pack(project: Project, plans: Sequence[AdapterPlan], folder: Path, pr
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"folder": str(folder), "config": config.model_dump(), "base": project.base.model_dump(),
-                           "base_path": _base_path(project)},
+                           "base_path": project.base_path},
         scaling_config=ray.train.ScalingConfig(num_workers=config.workers, use_gpu=use_gpu,
                                                resources_per_worker={"CPU": config.cpus_per_worker, "GPU": int(use_gpu)}),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -124,12 +124,6 @@ def _own_ctrl_c() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
-
-
-def _base_path(project: Project) -> str:
-    path = project.base.path
-    local = project.resolve(path)
-    return str(local) if path != "embedded" and local.exists() else path
 
 
 class _Watch:
@@ -176,6 +170,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
 
     from culturemanager import metrics
     from culturemanager.adapters.bank import AdapterBank, AdapterShape
+    from culturemanager.adapters.targets import on_last_layers
     from culturemanager.base_model import load_base_model
     from culturemanager.training.deepspeed import build_engine
     from culturemanager.training.loop import AdapterJob, PackTrainer, PlainEngine
@@ -185,7 +180,8 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer = load_base_model(base_path, dtype, device)
     plans = [AdapterPlan(**values) for values in json.loads((folder / PLAN).read_text())]
-    bank = AdapterBank(model, slots=len(plans), max_rank=config.rank)
+    targets = on_last_layers(model, config.last_layers) if config.last_layers else None
+    bank = AdapterBank(model, slots=len(plans), max_rank=config.rank, targets=targets)
     jobs = []
     for plan in plans:
         rows, _ = tokenise(tokenizer, plan.train, config.max_length)
