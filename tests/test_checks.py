@@ -102,3 +102,13 @@ def test_validation_rows_are_held_back_by_content():
     ).examples
     held_back = sum(row.split == "validation" for row in rows)
     assert 20 <= held_back <= 60
+
+
+def test_every_statement_keeps_a_row_before_any_keeps_two_and_the_split_stays_as_wanted():
+    flowers = "Guests should bring flowers for the host."
+    many = [candidate(inputs={"behaviour": f"Slurping soup number {n}."}) for n in range(300)]
+    one = candidate(inputs={"behaviour": "Bringing flowers."}, answer="yes", quote=flowers)
+    rows = run(*many, one, per_culture_and_task=2, max_label_share=1.0).examples
+    assert sorted(row.completion for row in rows) == ["no", "yes"]
+    rows = run(*many, one, per_culture_and_task=100, max_label_share=1.0, validation_share=0.2).examples
+    assert len(rows) == 100 and 8 <= sum(row.split == "validation" for row in rows) <= 32

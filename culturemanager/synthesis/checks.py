@@ -132,7 +132,7 @@ class Checker:
     def _balance(self, examples: Sequence[Example]) -> tuple[list[Example], Counter[str]]:
         """Limit rows per culture and task, and the share of a classification task's most frequent label.
 
-        Which rows go is decided by their ids, so that no page is favoured.
+        Every statement keeps one row before any keeps two; among rows alike, ids decide, so that no page is favoured.
         """
         groups: dict[tuple[str, str], list[Example]] = defaultdict(list)
         for example in examples:
@@ -140,7 +140,7 @@ class Checker:
         keep: set[str] = set()
         dropped: Counter[str] = Counter()
         for (_, task), rows in groups.items():
-            chosen = sorted(rows, key=lambda row: row.id)
+            chosen = _each_statement_first(rows)
             if self._tasks[task].kind == "classification":
                 chosen = self._limit_share(chosen)
                 dropped["balance: label too frequent"] += len(rows) - len(chosen)
@@ -157,6 +157,19 @@ class Checker:
         allowed = int(rest * share / (1 - share)) if rest else most
         extra = {row.id for row in [row for row in rows if row.completion == label][allowed:]}
         return [row for row in rows if row.id not in extra]
+
+
+def _each_statement_first(rows: Sequence[Example]) -> list[Example]:
+    """One row of every statement, then the second rows, and so on.
+
+    Within a round by the end of the ids: their beginning decides which rows are for validation.
+    """
+    seen: Counter[str] = Counter()
+    rounds: list[tuple[int, str, Example]] = []
+    for row in sorted(rows, key=lambda row: row.id[::-1]):
+        rounds.append((seen[row.quote], row.id[::-1], row))
+        seen[row.quote] += 1
+    return [row for _, _, row in sorted(rounds, key=lambda one: one[:2])]
 
 
 def _attributions(passages: Sequence[Passage], gazetteer: Gazetteer) -> dict[tuple[str, str], str]:
