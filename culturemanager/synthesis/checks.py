@@ -154,7 +154,7 @@ class Checker:
         label, most = counts.most_common(1)[0]
         rest = len(rows) - most
         share = self._config.max_label_share
-        allowed = int(rest * share / (1 - share)) if rest else most
+        allowed = int(rest * share / (1 - share)) if rest and share < 1 else most
         extra = {row.id for row in [row for row in rows if row.completion == label][allowed:]}
         return [row for row in rows if row.id not in extra]
 
