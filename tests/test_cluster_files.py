@@ -22,23 +22,15 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from culturemanager.embedded.base_model import WEIGHTS_PACKAGE, WEIGHTS_VERSION
+from culturemanager.metrics import METRICS
+
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster"
 MANIFESTS = {"raycluster.yaml": "rayClusters", "rayjob.yaml": "rayJobs", "rayservice.yaml": "rayServices"}
 YAML_FILES = sorted(path.name for path in CLUSTER.iterdir() if path.suffix in (".yaml", ".yml"))
 RAY_MINOR = ".".join(importlib.metadata.version("ray").split(".")[:2])
 
-if (ROOT / "culturemanager" / "metrics.py").exists():
-    from culturemanager.metrics import METRICS
-else:
-    METRICS = {
-        "culturemanager_stage_rows": ("counter", ("stage", "outcome"), ""),
-        "culturemanager_tokens": ("counter", ("kind",), ""),
-        "culturemanager_adapter_loss": ("gauge", ("adapter",), ""),
-        "culturemanager_requests": ("counter", ("culture", "status"), ""),
-        "culturemanager_routes": ("counter", ("culture", "reason"), ""),
-        "culturemanager_request_seconds": ("histogram", ("culture",), ""),
-    }
 
 
 def read(name: str) -> Any:
@@ -249,6 +241,13 @@ def test_image_is_slim_ends_as_a_numbered_user_and_keeps_the_token_on() -> None:
     assert re.fullmatch(r"USER [1-9]\d*", users[-1])
     assert any("RAY_AUTH_MODE=token" in line for line in lines)
     assert not [line for line in lines if re.match(r"(ENV|ARG).*(KEY|SECRET|PASSWORD)", line)]
+
+
+@pytest.mark.parametrize("path", ["Makefile", "NOTICE", "requirements.lock", "pyproject.toml", "cluster/Dockerfile",
+                                  "cluster/launcher.yaml"])
+def test_the_weights_of_the_embedded_base_have_one_version_everywhere(path: str) -> None:
+    pins = re.findall(rf"{WEIGHTS_PACKAGE}==([\w.]*\w)", (ROOT / path).read_text(encoding="utf-8"))
+    assert pins and set(pins) == {WEIGHTS_VERSION}
 
 
 def test_dockerignore_lets_through_what_the_dockerfile_copies() -> None:
