@@ -103,6 +103,14 @@ def test_rows_that_share_a_sequence_are_computed_as_alone(folder, base):
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
 
 
+def test_an_adapter_s_sequences_are_few_and_even():
+    rows = [(1, TokenRow(tuple(range(30)), 20)) for _ in range(9)]
+    (batch,) = collate(rows, pad_id=0, capacity=256)  # eight rows fit into one sequence, the ninth would stand alone
+    assert batch.lengths == (150, 120)
+    (alone,) = collate(rows, pad_id=0, capacity=0)
+    assert alone.lengths == (30,) * 9
+
+
 def test_adapters_with_short_and_long_sequences_are_computed_apart():
     rows = [(slot, TokenRow(tuple(range(10)), 8)) for slot in range(1, 9)] + [(9, TokenRow(tuple(range(250)), 240))]
     short, long = collate(rows, pad_id=0, capacity=256)

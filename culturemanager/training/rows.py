@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -157,7 +158,14 @@ def _by_slot(rows: Sequence[tuple[int, TokenRow]]) -> dict[int, list[TokenRow]]:
 
 
 def _filled(rows: Sequence[TokenRow], capacity: int) -> list[list[TokenRow]]:
-    """The rows in their order, each put behind the one before while the sequence has room."""
+    """The rows in their order, in no more sequences than `capacity` needs, and these as even as that allows."""
+    fewest = len(_behind_each_other(rows, capacity))
+    even = bisect.bisect_left(range(capacity), True, key=lambda room: len(_behind_each_other(rows, room)) <= fewest)
+    return _behind_each_other(rows, even)
+
+
+def _behind_each_other(rows: Sequence[TokenRow], capacity: int) -> list[list[TokenRow]]:
+    """Each row put behind the one before while the sequence has room."""
     sequences: list[list[TokenRow]] = []
     room = 0
     for row in rows:
