@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from culturemanager.config import PagesConfig
 from culturemanager.providers.fetch import FolderFetcher
 from culturemanager.providers.search import FolderSearch
 from culturemanager.records import Page, Query, stable_id
+from culturemanager.synthesis import streaming
 from culturemanager.synthesis.pages import BATCH, PagesResult, collect_pages
+from culturemanager.synthesis.streaming import stream
 from tests.page_providers import LoggedFetcher, LoggedSearch, draft, hold, let_go_soon, lines
 
 DISHES = ("soup", "bread", "tea", "rice", "fish")
@@ -158,6 +161,24 @@ def ctrl_c_at(number: int, log: Path) -> Iterator[None]:
     finally:
         finger.join(60)
         signal.signal(signal.SIGINT, before)
+
+
+class SwallowsTheEnd(queue.SimpleQueue):
+    """Ctrl-C comes just when the last event has left the queue."""
+
+    def get(self, *arguments, **more):
+        event = super().get(*arguments, **more)
+        if event is None:
+            raise KeyboardInterrupt
+        return event
+
+
+def test_ctrl_c_with_the_last_event_in_hand_does_not_wait_for_another(ray_cluster, monkeypatch) -> None:
+    monkeypatch.setattr(streaming.queue, "SimpleQueue", SwallowsTheEnd)
+    kept: list[dict] = []
+    with pytest.raises(KeyboardInterrupt):
+        stream([{"n": 1}, {"n": 2}], lambda: list, kept.extend, lambda rows: None, actors=1, batch_size=1)
+    assert sorted(row["n"] for row in kept) == [1, 2]
 
 
 def test_after_kill_9_nothing_kept_is_asked_for_again(ray_cluster, folder, tmp_path, expected) -> None:

@@ -24,6 +24,8 @@ Row = dict[str, Any]
 """Anything JSON can hold."""
 Work = Callable[[list[Row]], list[Row]]
 
+LISTEN_S = 0.5
+"""Seconds between two looks at whether the work is over."""
 CPUS_PER_ACTOR = 0.5
 """Actors here mostly wait for a network or a disk."""
 
@@ -51,17 +53,23 @@ def stream(rows: Sequence[Row], make_work: Callable[[], Work], keep: Callable[[l
         return
     stop = ray.remote(num_cpus=0)(_Flag).remote()
     events: queue.SimpleQueue[list[Row] | BaseException | None] = queue.SimpleQueue()
-    threading.Thread(target=_run, args=(rows, make_work, keep, stop, actors, batch_size, events), daemon=True).start()
+    runner = threading.Thread(target=_run, args=(rows, make_work, keep, stop, actors, batch_size, events), daemon=True)
+    runner.start()
     interruption: BaseException | None = None
     while True:
         try:
-            event = events.get()
-            if event is None:
+            # Ctrl-C can swallow an event that has left the queue, the last one too: the end is not known from events alone.
+            if not runner.is_alive() and events.empty():
                 break
-            if isinstance(event, BaseException):
+            event = events.get(timeout=LISTEN_S)
+            if event is None:
+                runner.join()
+            elif isinstance(event, BaseException):
                 raise event
-            if interruption is None:
+            elif interruption is None:
                 report(event)
+        except queue.Empty:
+            continue
         except BaseException as error:
             if interruption is not None:  # Ctrl-C again: now
                 raise
@@ -75,7 +83,7 @@ def _run(rows: Sequence[Row], make_work: Callable[[], Work], keep: Callable[[lis
          batch_size: int, events: queue.SimpleQueue) -> None:
     """Run the data set and keep its results, in a thread of its own: Ctrl-C reaches only the main thread.
 
-    Puts each finished batch, errors, and `None` at the end into `events`.
+    Puts each finished batch, errors, and `None` at the end into `events`, so that nobody waits longer than need be.
     """
     try:
         import ray.data
