@@ -416,8 +416,10 @@ def test_rows_in_any_order_and_number_get_their_own_gradients(tokens):
         torch.testing.assert_close(out[row], alone[0], rtol=1e-4, atol=1e-5)
         if slot:
             alone.square().sum().backward()
+    # With one token attention has nothing to choose from: gradients of queries and keys are rounding alone.
+    rounding = 1e-6 * max(theirs.grad.norm() for theirs in apart.parameters())
     for ours, theirs in zip(mixed.parameters(), apart.parameters(), strict=True):
-        assert (ours.grad - theirs.grad).norm() <= 1e-3 * theirs.grad.norm()
+        assert (ours.grad - theirs.grad).norm() <= 1e-3 * theirs.grad.norm() + rounding
 
 
 def test_a_bfloat16_base_carries_float32_adapters():
