@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import httpx2
@@ -192,11 +193,11 @@ def test_a_wrong_field_is_named(http: httpx2.Client, changes: dict, status: int,
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths(http: httpx2.Client) -> None:
-    response = ask(http, messages=[{"role": "user", "content": "tea " * 2000}])
+    response = ask(http, messages=[{"role": "user", "content": "tea " * 3000}])
     assert response.status_code == 400
     message = error_of(response)["message"]
-    assert "512" in message
-    assert "200" in message
+    assert "2048" in message
+    assert re.search(r"\b30\d\d tokens", message)
 
 
 def test_a_body_that_is_no_json_is_refused(http: httpx2.Client) -> None:
