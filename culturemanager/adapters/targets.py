@@ -58,7 +58,7 @@ def on_last_layers(model: PreTrainedModel, count: int) -> list[str]:
     """Full names of the layers that `find_targets` would wrap, as far as they lie in the last `count` decoder layers.
 
     Raises:
-        AdapterError: the model has no so many decoder layers.
+        AdapterError: the model has fewer decoder layers.
     """
     numbered = {name: int(found.group(1)) for name in find_targets(model, None) if (found := re.search(r"\.(\d+)\.", name))}
     layers = max(numbered.values(), default=-1) + 1

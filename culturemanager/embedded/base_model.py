@@ -63,18 +63,17 @@ def base_model_path() -> Path:
     that came first stays.
 
     Raises:
-        ModelError: the weights' package or the warm-up is missing.
-        CorruptFileError: the weights, or a file of the cached folder, differ from their SHA-256.
+        ModelError: the warm-up is missing, or the weights' package at the first use.
+        CorruptFileError: a file of the cached folder, or at the first use the weights, differ from their SHA-256.
         StorageError: the cache folder cannot be written.
     """
-    weights = weights_file()
     if not WARMUP_FILE.is_file():
         raise ModelError(f"{WARMUP_FILE} is missing. Reinstall culturemanager, or rebuild the file: "
                          f"python -m culturemanager.embedded.warmup --output {WARMUP_FILE}")
     key = fingerprint(BUILD_VERSION, WEIGHTS_SUM, sha256_file(WARMUP_FILE), CHAT_TEMPLATE, CONTEXT)[:16]
     folder = cache_folder() / f"base-{key}"
     if not folder.is_dir():
-        _build(folder, weights)
+        _build(folder, weights_file())
     verify_manifest(folder)
     return folder
 

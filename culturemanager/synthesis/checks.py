@@ -165,11 +165,11 @@ def _each_statement_first(rows: Sequence[Example]) -> list[Example]:
     Within a round by the end of the ids: their beginning decides which rows are for validation.
     """
     seen: Counter[str] = Counter()
-    rounds: list[tuple[int, str, Example]] = []
+    rounds: list[tuple[int, Example]] = []
     for row in sorted(rows, key=lambda row: row.id[::-1]):
-        rounds.append((seen[row.quote], row.id[::-1], row))
+        rounds.append((seen[row.quote], row))
         seen[row.quote] += 1
-    return [row for _, _, row in sorted(rounds, key=lambda one: one[:2])]
+    return [row for _, row in sorted(rounds, key=lambda one: one[0])]
 
 
 def _attributions(passages: Sequence[Passage], gazetteer: Gazetteer) -> dict[tuple[str, str], str]:
