@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,21 +133,14 @@ def check_disk(project: Project) -> Finding:
 def check_models(project: Project) -> list[Finding]:
     """The embedding model and the base model, as far as that is known without loading them."""
     findings = []
-    try:
-        if project.embedding.model == "embedded":
-            from culturemanager.providers.embedding import MINILM_PACKAGE, minilm_folder
+    if project.embedding.model == "embedded":
+        from culturemanager.providers.embedding import MINILM_PACKAGE, minilm_folder
 
-            minilm_folder()
-            findings.append(Finding("embedded weights", OK, f"{MINILM_PACKAGE}, sums checked"))
-        if project.base.path == "embedded":
-            from culturemanager.embedded.base_model import WEIGHTS_PACKAGE, weights_file
-
-            weights_file()
-            findings.append(Finding("embedded weights", OK, f"{WEIGHTS_PACKAGE}, sum checked"))
-    except CultureManagerError as error:
-        findings.append(Finding("embedded weights", FAILED, "missing or damaged", str(error)))
+        findings.append(_embedded("embedding model", MINILM_PACKAGE, minilm_folder))
     if project.base.path == "embedded":
-        return findings
+        from culturemanager.embedded.base_model import WEIGHTS_PACKAGE, weights_file
+
+        return [*findings, _embedded("base model", WEIGHTS_PACKAGE, weights_file)]
     try:
         from culturemanager.base_model import check_folder
 
@@ -161,6 +154,15 @@ def check_models(project: Project) -> list[Finding]:
     except CultureManagerError as error:
         findings.append(Finding("base model", FAILED, project.base_path, str(error)))
     return findings
+
+
+def _embedded(name: str, package: str, find_weights: Callable[[], object]) -> Finding:
+    """Weights that a package carries; `find_weights` raises if they are missing or are not what they should be."""
+    try:
+        find_weights()
+    except CultureManagerError as error:
+        return Finding(name, FAILED, "missing or damaged", str(error))
+    return Finding(name, OK, f"{package}, sum checked")
 
 
 def check_keys(project: Project) -> list[Finding]:

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from culturemanager import cli, cluster, console, doctor
-from culturemanager.errors import ConfigError, SynthesisError
+from culturemanager.errors import ConfigError, EmbeddingError, SynthesisError
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = """\
@@ -293,6 +293,19 @@ def test_doctor_checks_the_base_model_s_folder(project: Path) -> None:
     finding = findings(project, "base.path=model")["base model"]
     assert finding.result == doctor.FAILED
     assert "config.json" in finding.advice
+
+
+def test_doctor_checks_each_of_the_embedded_models(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = findings(project)
+    assert found["embedding model"].result == found["base model"].result == doctor.OK
+
+    def nothing() -> Path:
+        raise EmbeddingError("gone. Run: pip install it")
+
+    monkeypatch.setattr("culturemanager.providers.embedding.minilm_folder", nothing)
+    found = findings(project)
+    assert found["embedding model"].result == doctor.FAILED and found["embedding model"].advice == "gone. Run: pip install it"
+    assert found["base model"].result == doctor.OK
 
 
 def test_doctor_works_without_a_project_and_fails_by_its_exit_code(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ who else is in the pack. Runs without Ray; `trainer.py` runs it under Ray Train.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.errors import TrainingError
 from culturemanager.training.checkpoint import newest_whole_checkpoint, save_checkpoint
+from culturemanager.training.frozen_layers import FrozenLayers
 from culturemanager.training.optimizer import PackedAdamW, learning_rate
 from culturemanager.training.rows import Batch, TokenRow, collate, epoch_batches
 
@@ -86,6 +88,8 @@ class PackLoss(nn.Module):
         self.model = bank.model
         self._bank = bank
         self._products = products
+        self.frozen: FrozenLayers | None = None
+        """Needed for batches that have states."""
 
     def forward(self, batches: Sequence[Batch], weights: Tensor, step: int | None) -> tuple[Tensor, Tensor]:
         """The pack's loss.
@@ -114,7 +118,8 @@ class PackLoss(nn.Module):
         return nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
 
     def _hidden(self, batch: Batch, step: int | None) -> Tensor:
-        with self._bank.rows(batch.slots, step=step, lengths=batch.lengths):
+        start = contextlib.nullcontext() if batch.states is None else self.frozen.above(batch.states)
+        with self._bank.rows(batch.slots, step=step, lengths=batch.lengths), start:
             return self.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
                                          position_ids=batch.position_ids, use_cache=False).last_hidden_state
 
@@ -172,7 +177,25 @@ class PackTrainer:
         self.engine = engine_factory(PackLoss(bank, products), self.optimizer)
         if restored:
             self._restore(*restored)
+        self._frozen = self.engine.module.frozen = self._frozen_layers(products)
         self._batches = {name: self._remaining(name) for name in self.jobs}
+
+    def _frozen_layers(self, products: torch.dtype) -> FrozenLayers | None:
+        """What keeps the outputs below the adapters, where that saves work.
+
+        Every worker computes all rows once, and sees a share of them each epoch. Parameters that DeepSpeed has
+        partitioned (ZeRO 3) are there inside its own passes only.
+        """
+        sharded = any(hasattr(parameter, "ds_id") for parameter in self.bank.model.parameters())
+        if sharded or max(job.epochs for job in self.jobs.values()) <= self._world:
+            return None
+        rows = {self._slots[name]: [*job.train, *job.validation] for name, job in self.jobs.items()}
+        layers = FrozenLayers(self.bank, rows, products, self.pad_id, self._capacity)
+        return layers if layers.usable else None
+
+    def _collated(self, rows: Sequence[tuple[int, TokenRow]]) -> list[Batch]:
+        batches = collate(rows, self.pad_id, self._capacity)
+        return [self._frozen.fill(batch) for batch in batches] if self._frozen else batches
 
     def _place(self, job: AdapterJob, restored: tuple | None) -> int:
         if restored is None:
@@ -235,7 +258,7 @@ class PackTrainer:
         everything = [(self._slots[name], row) for name, rows in chosen.items() for row in rows]
         mine = [(self._slots[name], row) for name, rows in chosen.items() for row in rows[self._rank::self._world]]
         # A worker without rows still takes part, with weight zero.
-        batches = collate(mine or everything[:1], self.pad_id, self._capacity)
+        batches = self._collated(mine or everything[:1])
         rates: list[float | None] = [None] * (self.bank.slots + 1)
         for name in names:
             job = self.jobs[name]
@@ -295,7 +318,7 @@ class PackTrainer:
         rows = sorted(job.validation, key=lambda row: len(row.ids))
         total = 0.0
         for start in range(0, len(rows), EVALUATION_ROWS):
-            batches = collate([(slot, row) for row in rows[start:start + EVALUATION_ROWS]], self.pad_id, self._capacity)
+            batches = self._collated([(slot, row) for row in rows[start:start + EVALUATION_ROWS]])
             total += self.engine.module(batches, torch.ones(self.bank.slots + 1), None)[1].sum().item()
         return total / sum(row.label_count for row in rows)
 

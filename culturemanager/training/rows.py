@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,15 @@ class TokenRow:
     @property
     def label_count(self) -> int:
         return len(self.ids) - self.prompt_length
+
+
+class Place(NamedTuple):
+    """Where one row stands in a batch."""
+
+    slot: int
+    row: TokenRow
+    sequence: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,9 @@ class Batch:
     """[labels], the token to predict."""
     label_slots: torch.Tensor
     """[labels], the adapter slot of each predicted token; stays on the CPU."""
+    places: tuple[Place, ...]
+    states: torch.Tensor | None = None
+    """[sequences, length, hidden], what the layers below the lowest adapter make of the rows; None: not known."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on the model's device."""
@@ -130,7 +143,7 @@ def _padded(sequences: Sequence[tuple[int, list[TokenRow]]], pad_id: int) -> Bat
     ids = torch.full((len(sequences), length), pad_id)
     positions = torch.zeros_like(ids)
     row_numbers = torch.full_like(ids, -1)
-    label_sequences, label_columns, labels, label_slots = [], [], [], []
+    label_sequences, label_columns, labels, label_slots, places = [], [], [], [], []
     for number, (slot, sequence) in enumerate(sequences):
         start = 0
         for row_number, row in enumerate(sequence):
@@ -142,12 +155,13 @@ def _padded(sequences: Sequence[tuple[int, list[TokenRow]]], pad_id: int) -> Bat
             label_columns += range(start + row.prompt_length - 1, end - 1)
             labels += row.ids[row.prompt_length:]
             label_slots += [slot] * row.label_count
+            places.append(Place(slot, row, number, start))
             start = end
     return Batch(input_ids=ids, attention_mask=_mask(row_numbers), position_ids=positions,
                  slots=tuple(slot for slot, _ in sequences),
                  lengths=tuple(_tokens(sequence) for _, sequence in sequences),
                  label_sequences=torch.tensor(label_sequences), label_columns=torch.tensor(label_columns),
-                 labels=torch.tensor(labels), label_slots=torch.tensor(label_slots))
+                 labels=torch.tensor(labels), label_slots=torch.tensor(label_slots), places=tuple(places))
 
 
 def _by_slot(rows: Sequence[tuple[int, TokenRow]]) -> dict[int, list[TokenRow]]:

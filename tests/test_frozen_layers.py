@@ -1,0 +1,83 @@
+"""What lies below the lowest adapter is computed once for a row, and training ends where it would have ended anyway."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM, GemmaConfig, GemmaForCausalLM
+
+from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.targets import on_last_layers
+from culturemanager.base_model import load_base_model
+from culturemanager.training import frozen_layers
+from culturemanager.training.frozen_layers import FrozenLayers
+from culturemanager.training.loop import AdapterJob, PackTrainer, PlainEngine
+from culturemanager.training.rows import TokenRow, tokenise
+from tests.test_training import assert_same_adapter, pairs
+from tests.tiny_model import build_tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def build_trainer(folder, epochs: int = 3) -> PackTrainer:
+    model, tokenizer = load_base_model(folder)
+    jobs = [AdapterJob(name, tokenise(tokenizer, pairs(20, seed), 64)[0], tokenise(tokenizer, pairs(6, 50 + seed), 64)[0],
+                       AdapterShape(4, 8, dropout=0.1), seed, epochs, 4, 5e-3) for seed, name in enumerate(("turkey", "greece"))]
+    bank = AdapterBank(model, slots=2, max_rank=4, targets=on_last_layers(model, 1))
+    return PackTrainer(bank, jobs, PlainEngine, tokenizer.pad_token_id)
+
+
+def count_forwards(module: torch.nn.Module) -> list[int]:
+    """A list that grows by the rows of every real pass through the module."""
+    rows: list[int] = []
+    module.mlp.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
+    return rows
+
+
+def test_the_frozen_layers_see_an_adapter_s_rows_once(folder):
+    trainer = build_trainer(folder)
+    below, above = (count_forwards(layer) for layer in trainer.bank.model.model.layers)
+    trainer.train_step()
+    first = len(below)
+    assert first > 0
+    trainer.run()
+    assert len(below) == first and len(above) > 2 * first
+
+
+def test_training_from_kept_states_ends_where_it_ends_without_them(folder, monkeypatch):
+    kept = build_trainer(folder)
+    assert kept._frozen is not None
+    kept.run()
+    monkeypatch.setattr(frozen_layers, "KEPT_BYTES", 0)
+    computed = build_trainer(folder)
+    assert computed._frozen is None
+    computed.run()
+    for name in ("turkey", "greece"):
+        assert_same_adapter(kept, computed, name, 1e-4)
+        assert kept.progress[name].validation_losses == pytest.approx(computed.progress[name].validation_losses, rel=1e-4)
+
+
+def test_one_epoch_keeps_nothing(folder):
+    assert build_trainer(folder, epochs=1)._frozen is None
+
+
+def test_adapters_on_every_layer_leave_nothing_to_keep(folder):
+    model, _ = load_base_model(folder)
+    layers = FrozenLayers(AdapterBank(model, slots=1, max_rank=2), {1: [TokenRow((1, 2, 3), 2)]}, torch.float32, 0, 64)
+    assert not layers.usable
+
+
+@pytest.mark.parametrize(("model_class", "config", "usable"), [
+    (GemmaForCausalLM, GemmaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                                   num_attention_heads=2, num_key_value_heads=1, head_dim=8), True),
+    (BloomForCausalLM, BloomConfig(vocab_size=64, hidden_size=16, n_layer=2, n_head=2), False),
+])
+def test_a_model_that_passes_on_more_than_one_tensor_is_computed_whole(model_class, config, usable):
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    bank = AdapterBank(model, slots=1, max_rank=2, targets=on_last_layers(model, 1))
+    layers = FrozenLayers(bank, {1: [TokenRow((1, 2, 3), 2)]}, torch.float32, 0, 0)
+    assert layers.usable is usable
