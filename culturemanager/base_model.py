@@ -30,6 +30,8 @@ EMBEDDED = "embedded"
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+EXPECTED = ("Expected `embedded`, a folder, or a hub name of a causal language model with safetensors weights and no code of "
+            "its own.")
 
 
 def resolve_base_model(path: str) -> str:
@@ -39,6 +41,26 @@ def resolve_base_model(path: str) -> str:
     from culturemanager.embedded.base_model import base_model_path
 
     return str(base_model_path())
+
+
+def load_outline(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A base model without its weights (on torch's `meta` device), and its tokenizer: to plan with.
+
+    Raises:
+        ModelError: as `load_base_model`, as far as it shows without reading weights.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    source = resolve_base_model(str(path))
+    local = _is_local(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False), tokenizer
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"Cannot read the base model {source!r}: {error} {EXPECTED}") from error
 
 
 def load_base_model(path: str | Path, dtype: str = "float32",
@@ -72,8 +94,7 @@ def load_base_model(path: str | Path, dtype: str = "float32",
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True,
                                                      trust_remote_code=False, local_files_only=local)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"Cannot load the base model {source!r}: {error} Expected `embedded`, a folder, or a hub name "
-                         "of a causal language model with safetensors weights and no code of its own.") from error
+        raise ModelError(f"Cannot load the base model {source!r}: {error} {EXPECTED}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False)

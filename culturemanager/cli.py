@@ -225,11 +225,16 @@ def passages_search(text: Annotated[str, typer.Argument(help="What to look for."
 @app.command()
 def train(context: typer.Context, project: ProjectFile = DEFAULT_PROJECT,
           only: Annotated[list[str], typer.Option(metavar="CULTURE", help="Train only this culture; may be repeated.")] = [],
+          plan: Annotated[bool, typer.Option("--plan", help="Show what would be trained, the memory and the time; train nothing.")
+                          ] = False,
           overrides: Overrides = []) -> None:
     """Train the adapters whose rows or settings changed, all in one pack, and let them serve."""
+    from culturemanager import console
     from culturemanager import project as assembly
 
     loaded = assembly.load(project, overrides)
+    if plan:
+        return console.training_plan(assembly.training_outlook(loaded, only))
     with _working(context) as progress:
         versions = assembly.train(loaded, only, progress)
     _show_versions(loaded, versions)

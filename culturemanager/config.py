@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, PrivateAttr
 
 from culturemanager.errors import ConfigError
 from culturemanager.yamlfile import read_yaml, validate_model
@@ -190,6 +190,8 @@ class ExamplesConfig(Section):
     """Who writes the rows."""
     per_culture_and_task: int = Field(default=400, ge=1)
     """At most so many rows."""
+    rows_of_task: dict[str, PositiveInt] = {}
+    """Tasks with another limit, by id: `{acceptability: 100}`."""
     minimum: int = Field(default=20, ge=1)
     """A culture with fewer rows in all is reported as failed."""
     max_label_share: float = Field(default=0.7, gt=0.5, le=1)
@@ -236,6 +238,8 @@ class TrainingConfig(Section):
     """Longest row in tokens; longer ones are dropped and counted."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products; adapters and optimizer stay float32. `auto` is bfloat16 where the hardware has it."""
+    pack_size: int = Field(default=0, ge=0)
+    """Adapters that train at once; the others wait for a slot. 0: as many as memory holds."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between checkpoints."""
     workers: int = Field(default=1, ge=1)

@@ -14,6 +14,7 @@ from culturemanager.errors import CultureManagerError
 
 if TYPE_CHECKING:
     from culturemanager.evaluation.runner import Evaluation
+    from culturemanager.training.outlook import Outlook
 
 PLAIN_EVERY_S = 15.0
 """Seconds between two lines about the same rows where there is no terminal to redraw."""
@@ -52,6 +53,19 @@ def comparison(evaluation: Evaluation) -> None:
 
     wanted = 60 + 8 * len(evaluation.summary["cultures"])
     Console(width=max(Console().width, wanted)).print(comparison_table(evaluation))
+
+
+def training_plan(outlook: Outlook) -> None:
+    """Which adapters would be trained, how many at once, and what that takes."""
+    table(("adapter", "rows", "tokens", "longest row", "steps", "trained"), [
+        (one.name, one.rows, one.tokens, one.longest, one.steps, one.version or "no") for one in outlook.adapters])
+    pack = outlook.pack
+    if pack is None:
+        return say("Every adapter is trained on these rows and settings; there is nothing to do.")
+    sizes = {"base": pack.base_bytes, "adapters": pack.adapter_bytes, "a step": pack.step_bytes}
+    say(f"{pack.adapters} to train, {pack.at_once} at once, up to {pack.step_tokens:,} tokens a step. Memory: about "
+        f"{pack.memory_bytes / 2**30:.1f} GiB ({', '.join(f'{name} {size / 2**30:.1f}' for name, size in sizes.items())}) of "
+        f"{outlook.free_bytes / 2**30:.1f} GiB free. Time: about {max(1, round(outlook.seconds / 60))} min on this machine.")
 
 
 def error_line(error: BaseException) -> str:

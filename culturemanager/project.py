@@ -22,6 +22,8 @@ from culturemanager.storage import fingerprint
 
 if TYPE_CHECKING:
     from culturemanager.evaluation.runner import Evaluation
+    from culturemanager.training.outlook import Outlook
+    from culturemanager.training.plan import Retrieve
 
 Progress = Callable[[int, int, str], None]
 ROUTER_VERSION = 1
@@ -57,6 +59,10 @@ def check(project: Project) -> None:
 
     artifacts.items(project)
     select_systems(project.evaluation.systems)
+    known = [task.id for task in artifacts.tasks(project)]
+    for task in project.examples.rows_of_task:
+        if task not in known:
+            raise ConfigError(f"examples.rows_of_task: {task!r} is none of the project's tasks ({', '.join(known)}).")
     if project.queries.llm and project.examples.generator.kind != "openai":
         raise ConfigError("`queries.llm` is true and needs a language model; set `examples.generator.kind: openai`.")
     if project.pages.search.kind == "folder":
@@ -133,18 +139,36 @@ def train(project: Project, only: Sequence[str] = (), progress: Progress | None 
         IncompleteStageError: the examples are not there yet.
         TrainingError: training failed more often than allowed.
     """
-    from culturemanager.evaluation.baselines import required_adapters
     from culturemanager.training import trainer
 
+    names, extra, retrieve = _asked_for(project, only)
+    return trainer.train(project, names, extra, progress, retrieve)
+
+
+def training_outlook(project: Project, only: Sequence[str] = ()) -> Outlook:
+    """What `train` would do, without doing it.
+
+    Raises:
+        IncompleteStageError: the examples are not there yet.
+        TrainingError: not even one adapter fits into memory.
+    """
+    from culturemanager.training.outlook import outlook
+
+    return outlook(project, *_asked_for(project, only))
+
+
+def _asked_for(project: Project, only: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Retrieve | None]:
+    """Cultures to train, further adapters that the compared systems need, and what retrieves for those that see passages."""
+    from culturemanager.evaluation.baselines import required_adapters
+
     if only:
-        return trainer.train(project, only, progress=progress)
+        return only, (), None
     cultures = cultures_with_rows(project)
     needed = [name for name in required_adapters(project.evaluation.systems, cultures) if name not in cultures]
-    retrieve = None
-    if any(name.startswith("retrieval_") for name in needed):
-        retriever = artifacts.open_retriever(project, artifacts.open_embedder(project))
-        retrieve = functools.partial(retriever.for_examples, limit=project.evaluation.retrieved_passages)
-    return trainer.train(project, cultures, needed, progress, retrieve)
+    if not any(name.startswith("retrieval_") for name in needed):
+        return cultures, needed, None
+    retriever = artifacts.open_retriever(project, artifacts.open_embedder(project))
+    return cultures, needed, functools.partial(retriever.for_examples, limit=project.evaluation.retrieved_passages)
 
 
 def cultures_with_rows(project: Project) -> list[str]:

@@ -39,7 +39,7 @@ cultures: [turkey, germany]
 tasks: [{tasks}/acceptability.yaml, {tasks}/choice.yaml, {tasks}/advice.yaml]
 pages: {{per_culture: 8}}
 examples: {{per_culture_and_task: 20, validation_share: 0.3}}
-training: {{epochs: 1, batch_size: 8, checkpoint_every: 2}}
+training: {{epochs: 1, batch_size: 8, last_layers: 8, checkpoint_every: 2}}
 evaluation: {{systems: [base, retrieval, culturemanager, oracle], bootstrap: 100, max_new_tokens: 12}}
 serving: {{port: 8431}}
 """)

@@ -110,5 +110,7 @@ def test_every_statement_keeps_a_row_before_any_keeps_two_and_the_split_stays_as
     one = candidate(inputs={"behaviour": "Bringing flowers."}, answer="yes", quote=flowers)
     rows = run(*many, one, per_culture_and_task=2, max_label_share=1.0).examples
     assert sorted(row.completion for row in rows) == ["no", "yes"]
+    rows = run(*many, one, per_culture_and_task=2, rows_of_task={"acceptability": 5, "choice": 1}, max_label_share=1.0).examples
+    assert len(rows) == 5
     rows = run(*many, one, per_culture_and_task=100, max_label_share=1.0, validation_share=0.2).examples
     assert len(rows) == 100 and 8 <= sum(row.split == "validation" for row in rows) <= 32

@@ -29,7 +29,7 @@ cultures: [turkey, germany]
 tasks: [tasks/acceptability.yaml, tasks/choice.yaml]
 queries: {per_task: 3, agnostic: 2}
 examples: {per_culture_and_task: 40}
-training: {rank: 4, epochs: 1}
+training: {rank: 4, epochs: 1, last_layers: 4}
 evaluation: {systems: [base, culturemanager], bootstrap: 100}
 """
 
@@ -318,6 +318,11 @@ def test_doctor_works_without_a_project_and_fails_by_its_exit_code(tmp_path: Pat
     assert token.stat().st_mode & 0o777 == 0o640  # it only looks
     token.chmod(0o600)
     assert command("doctor", cwd=tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token)).returncode == 0
+
+
+def test_rows_of_a_task_that_is_not_there_are_an_error(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, line = fails(capsys, "validate", project, "--set", "examples.rows_of_task={advise: 9}")
+    assert "'advise' is none of the project's tasks (acceptability, choice" in line
 
 
 # One small run

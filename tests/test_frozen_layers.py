@@ -66,8 +66,7 @@ def test_one_epoch_keeps_nothing(folder):
 
 def test_adapters_on_every_layer_leave_nothing_to_keep(folder):
     model, _ = load_base_model(folder)
-    layers = FrozenLayers(AdapterBank(model, slots=1, max_rank=2), {1: [TokenRow((1, 2, 3), 2)]}, torch.float32, 0, 64)
-    assert not layers.usable
+    assert not FrozenLayers(AdapterBank(model, slots=1, max_rank=2), torch.float32, 0, 64).fit_for([[TokenRow((1, 2, 3), 2)]])
 
 
 @pytest.mark.parametrize(("model_class", "config", "usable"), [
@@ -79,5 +78,4 @@ def test_a_model_that_passes_on_more_than_one_tensor_is_computed_whole(model_cla
     torch.manual_seed(0)
     model = model_class(config).eval()
     bank = AdapterBank(model, slots=1, max_rank=2, targets=on_last_layers(model, 1))
-    layers = FrozenLayers(bank, {1: [TokenRow((1, 2, 3), 2)]}, torch.float32, 0, 0)
-    assert layers.usable is usable
+    assert FrozenLayers(bank, torch.float32, 0, 0).fit_for([[TokenRow((1, 2, 3), 2)]]) is usable

@@ -33,7 +33,7 @@ cultures: [turkey, germany]
 tasks: [tasks/acceptability.yaml]
 queries: {per_task: 3, agnostic: 2}
 examples: {per_culture_and_task: 40}
-training: {rank: 4, epochs: 1}
+training: {rank: 4, epochs: 1, last_layers: 4}
 evaluation: {systems: [base, culturemanager], bootstrap: 100}
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 
 import pytest
@@ -11,16 +12,19 @@ import torch
 from safetensors.torch import load_file
 
 from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.targets import on_last_layers
 from culturemanager.base_model import load_base_model
 from culturemanager.config import TrainingConfig
 from culturemanager.errors import AdapterError, TrainingError
 from culturemanager.storage import write_json
 from culturemanager.training.checkpoint import newest_whole_checkpoint, save_checkpoint
-from culturemanager.training.loop import AdapterJob, PackLoss, PackTrainer, PlainEngine, rows_share_sequences
+from culturemanager.training.loop import AdapterJob, PackTrainer, PlainEngine
+from culturemanager.training.loss import PackLoss, rows_share_sequences
 from culturemanager.training.optimizer import learning_rate
+from culturemanager.training.pack_plan import MEMORY_SHARE, plan_pack
 from culturemanager.training.plan import AdapterPlan
 from culturemanager.training.rows import TokenRow, collate, epoch_batches, tokenise
-from culturemanager.training.trainer import run_pack
+from culturemanager.training.worker import run_pack
 from tests.tiny_model import WORDS, build_tiny_model
 
 
@@ -161,7 +165,7 @@ def test_a_diverging_adapter_stops_alone(folder):
     with torch.no_grad():
         bank.parameters()[0][bank.names["adapter1"]] = float("nan")
     trainer.run()
-    assert trainer.progress["adapter1"].stopped.startswith("the loss was nan")
+    assert re.fullmatch(r"the loss was nan at step 2, on its rows \d+, \d+", trainer.progress["adapter1"].stopped)
     healthy = train(folder, lambda every: [every[0], every[2]])
     for name in ("adapter0", "adapter2"):
         assert trainer.progress[name].stopped == "finished"
@@ -273,3 +277,53 @@ training: {{epochs: 2, batch_size: 4, rank: 4, workers: 2, cpus_per_worker: 0.5,
     _, one_worker = AdapterRegistry(tmp_path / "single" / "adapters").load("turkey-v0001")
     for key, weights in one_worker.items():
         torch.testing.assert_close(two_workers[key], weights, rtol=1e-3, atol=1e-5)
+
+
+def test_adapters_that_wait_for_a_slot_end_as_they_do_at_once(folder, tmp_path):
+    at_once = train(folder)
+    tokenizer = load_base_model(folder)[1]
+
+    def two_slots() -> PackTrainer:
+        base = load_base_model(folder)[0]
+        return PackTrainer(AdapterBank(base, slots=2, max_rank=4), make_jobs(tokenizer), PlainEngine, tokenizer.pad_token_id,
+                           tmp_path, 5)
+
+    waiting = two_slots()
+    assert waiting.active == ["adapter0", "adapter1"]
+    while "adapter2" not in waiting.active:
+        waiting.train_step()
+    waiting.train_step()
+    waiting.save()
+    resumed = two_slots()
+    resumed.run()
+    for name in at_once.jobs:
+        assert resumed.progress[name].stopped == "finished"
+        assert_same_adapter(resumed, at_once, name, 1e-4)
+
+
+def test_a_pack_holds_as_many_adapters_as_memory_does(folder):
+    model, tokenizer = load_base_model(folder)
+    jobs = make_jobs(tokenizer)
+    whole = plan_pack(model, jobs, None, 2**40)
+    assert whole.at_once == 3 and whole.adapters == 3
+    bank = AdapterBank(model, slots=3, max_rank=4)
+    assert whole.adapter_bytes == pytest.approx(4 * bank.memory_bytes * 3 / 4)  # slot 0 holds no adapter
+    bank.detach()
+    tight = int((whole.memory_bytes - 1) / MEMORY_SHARE)
+    assert plan_pack(model, jobs, None, tight).at_once == 2
+    assert plan_pack(model, jobs, None, 2**40, at_once=1).at_once == 1
+    with pytest.raises(TrainingError, match=r"Training 1 adapter at once takes.*batch_size"):
+        plan_pack(model, jobs, None, whole.base_bytes)
+    fewer_layers = plan_pack(model, jobs, on_last_layers(model, 1), 2**40)
+    assert fewer_layers.operations < whole.operations and fewer_layers.step_bytes < whole.step_bytes
+
+
+def test_the_pack_s_size_is_kept_for_a_resumed_run(folder, tmp_path):
+    plans = [AdapterPlan(name, tuple(pairs(6, seed)), (), seed=seed, batch_size=3, epochs=1, digest="")
+             for seed, name in enumerate(("turkey", "greece"))]
+    write_json(tmp_path / "plan.json", [vars(plan) for plan in plans])
+    run_pack(tmp_path, TrainingConfig(rank=2, pack_size=1), str(folder), "float32")
+    assert json.loads((tmp_path / "pack.json").read_text()) == {"at_once": 1}
+    run_pack(tmp_path, TrainingConfig(rank=2), str(folder), "float32")
+    assert json.loads((tmp_path / "pack.json").read_text()) == {"at_once": 1}
+    assert {path.stem for path in (tmp_path / "result").glob("*.safetensors")} == {"turkey", "greece"}

@@ -251,7 +251,8 @@ class AdapterBank:
     # ---- computing
 
     @contextlib.contextmanager
-    def rows(self, slots: Sequence[int], *, step: int | None = None, lengths: Sequence[int] | None = None) -> Iterator[None]:
+    def rows(self, slots: Sequence[int], *, step: int | Mapping[int, int] | None = None,
+             lengths: Sequence[int] | None = None) -> Iterator[None]:
         """Forward passes inside compute row i of the batch with the adapter in ``slots[i]``.
 
         Fastest with the rows sorted by slot and as many rows for each. Blocks nest: inside another
@@ -261,8 +262,8 @@ class AdapterBank:
 
         Args:
             slots: one slot a row; 0 is the bare base.
-            step: turns the adapters' dropout on and numbers the masks: give each optimizer step (and each
-                micro-batch of one) its own number. None: no dropout, as for evaluation and serving.
+            step: turns the adapters' dropout on and numbers the masks, all alike or by slot: give each optimizer
+                step (and each micro-batch of one) its own number. None: no dropout, as for evaluation and serving.
             lengths: tokens of each row without the padding on its right, for dropout that does not depend
                 on the padded length. None: all rows are as long as the batch.
 
@@ -279,7 +280,7 @@ class AdapterBank:
         finally:
             self._pass = outer
 
-    def _begin(self, slots: tuple[int, ...], step: int | None, lengths: Sequence[int] | None) -> Pass:
+    def _begin(self, slots: tuple[int, ...], step: int | Mapping[int, int] | None, lengths: Sequence[int] | None) -> Pass:
         dropout = {} if step is None else {slot: self.dropout_state(name) for name, slot in self._names.items()}
         return Pass(self._plan(slots), step, lengths, dropout, self._cache_for(slots))
 

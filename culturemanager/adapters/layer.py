@@ -19,8 +19,8 @@ class Pass:
     """What the layers need to know while a `rows` block is open."""
 
     plan: RowPlan
-    step: int | None
-    """Number of the dropout masks; None: no dropout."""
+    step: int | Mapping[int, int] | None
+    """Number of the dropout masks, or slot to its number; None: no dropout."""
     lengths: Sequence[int] | None
     """Tokens of each row, for dropout."""
     dropout: Mapping[int, tuple[float, int]]

@@ -144,7 +144,7 @@ class Checker:
             if self._tasks[task].kind == "classification":
                 chosen = self._limit_share(chosen)
                 dropped["balance: label too frequent"] += len(rows) - len(chosen)
-            over = max(0, len(chosen) - self._config.per_culture_and_task)
+            over = max(0, len(chosen) - self._config.rows_of_task.get(task, self._config.per_culture_and_task))
             dropped["balance: more rows than wanted"] += over
             keep.update(row.id for row in chosen[: len(chosen) - over])
         return [example for example in examples if example.id in keep], +dropped

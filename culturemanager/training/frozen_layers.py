@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -36,29 +36,35 @@ class FrozenLayers:
     """Keeps what the layers below the lowest adapter make of each row.
 
     Args:
-        bank: on a model whose decoder layers pass one tensor on; `usable` tells.
-        rows: slot of each adapter to its rows, those of training and those of validation.
+        bank: on a model whose decoder layers pass one tensor on; `fit_for` tells.
         products: type of the matrix products, as in training.
         pad_id: token that fills short sequences.
         capacity: tokens up to which rows share a sequence.
     """
 
-    def __init__(self, bank: AdapterBank, rows: Mapping[int, Sequence[TokenRow]], products: torch.dtype, pad_id: int,
-                 capacity: int) -> None:
+    def __init__(self, bank: AdapterBank, products: torch.dtype, pad_id: int, capacity: int) -> None:
         self._model = bank.model
         self._layers, self._below = decoder_layers(bank)
         self._products, self._pad_id, self._capacity = products, pad_id, capacity
-        self._rows = dict(rows)
+        self._rows: dict[int, Sequence[TokenRow]] = {}
         self._kept: dict[tuple[int, TokenRow], Tensor] = {}
 
-    @property
-    def usable(self) -> bool:
-        """Whether layers lie below the adapters, their output fits into memory, and a pass may begin above them."""
+    def fit_for(self, rows: Sequence[Sequence[TokenRow]]) -> bool:
+        """Whether layers lie below the adapters, a pass may begin above them, and memory holds what they make of `rows`.
+
+        Args:
+            rows: those of each adapter.
+        """
         if not self._below:
             return False
         width = self._model.config.get_text_config(decoder=True).hidden_size
-        tokens = sum(len(row.ids) for rows in self._rows.values() for row in set(rows))
+        tokens = sum(len(row.ids) for own in rows for row in set(own))
         return tokens * width * self._model.dtype.itemsize <= KEPT_BYTES and self._halves_make_a_whole()
+
+    def put(self, slot: int, rows: Sequence[TokenRow]) -> None:
+        """The rows of the adapter that lies in a slot now, those of training and those of validation."""
+        self._kept = {key: states for key, states in self._kept.items() if key[0] != slot}
+        self._rows[slot] = rows
 
     @torch.no_grad()
     def _halves_make_a_whole(self) -> bool:

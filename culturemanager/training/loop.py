@@ -6,7 +6,6 @@ who else is in the pack. Runs without Ray; `trainer.py` runs it under Ray Train.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,20 +16,16 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.errors import TrainingError
 from culturemanager.training.checkpoint import newest_whole_checkpoint, save_checkpoint
 from culturemanager.training.frozen_layers import FrozenLayers
+from culturemanager.training.loss import SEQUENCE_TOKENS, PackLoss, rows_share_sequences
 from culturemanager.training.optimizer import PackedAdamW, learning_rate
 from culturemanager.training.rows import Batch, TokenRow, collate, epoch_batches
 
 EVALUATION_ROWS = 64
-SEQUENCE_TOKENS = 256
-"""An adapter's short rows share sequences up to this length."""
-SAME_OUTPUT = 0.02
-"""Largest relative difference that rounding makes (bfloat16) between a row alone and one in a shared sequence."""
 
 
 @dataclass(frozen=True)
@@ -75,83 +70,11 @@ class Progress:
     validation_losses: list[float] = field(default_factory=list)
 
 
-class PackLoss(nn.Module):
-    """The forward pass of a pack: logits at label positions only, summed token means.
-
-    Args:
-        bank: its model's trunk and head are called apart, so that no logits are computed for prompts.
-        products: type of the matrix products; the adapters' weights and the losses stay float32.
-    """
-
-    def __init__(self, bank: AdapterBank, products: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.model = bank.model
-        self._bank = bank
-        self._products = products
-        self.frozen: FrozenLayers | None = None
-        """Needed for batches that have states."""
-
-    def forward(self, batches: Sequence[Batch], weights: Tensor, step: int | None) -> tuple[Tensor, Tensor]:
-        """The pack's loss.
-
-        Args:
-            batches: rows of every active adapter; an adapter's stand in one batch.
-            weights: [slots], one over the number of tokens that the slot's adapter predicts in this step.
-            step: numbers the dropout masks; None for evaluation.
-
-        Returns:
-            The weighted sum of token losses, and each slot's sum of token losses [slots], detached.
-        """
-        loss, sums = torch.zeros(()), torch.zeros_like(weights)
-        for batch in batches:
-            losses = self._token_losses(batch.to(self.model.device), step).to(weights.device)
-            loss = loss + (losses * weights[batch.label_slots]).sum()
-            sums.index_add_(0, batch.label_slots, losses.detach())
-        return loss, sums
-
-    def _token_losses(self, batch: Batch, step: int | None) -> Tensor:
-        """[labels], float32."""
-        with torch.autocast(self.model.device.type, self._products, enabled=self._products != torch.float32):
-            hidden = self._hidden(batch, step)[batch.label_sequences, batch.label_columns]
-            with self._bank.rows(tuple(batch.label_slots.tolist()), step=step):
-                logits = head(self.model)(hidden)
-        return nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
-
-    def _hidden(self, batch: Batch, step: int | None) -> Tensor:
-        start = contextlib.nullcontext() if batch.states is None else self.frozen.above(batch.states)
-        with self._bank.rows(batch.slots, step=step, lengths=batch.lengths), start:
-            return self.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                                         position_ids=batch.position_ids, use_cache=False).last_hidden_state
-
-
-@torch.no_grad()
-def rows_share_sequences(bank: AdapterBank, pad_id: int) -> bool:
-    """Whether the model computes a row behind another one as it does alone, given positions and a mask.
-
-    Models with a state in place of attention do not, and rows of theirs must not share a sequence.
-    """
-    vocabulary = bank.model.get_input_embeddings().num_embeddings
-    rows = [(0, TokenRow(tuple((7 * number + 11 * i) % vocabulary for i in range(6 + number)), 1)) for number in range(2)]
-    outputs = []
-    for capacity in (0, SEQUENCE_TOKENS):
-        batch = collate(rows, pad_id, capacity)[0].to(bank.model.device)
-        hidden = bank.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                                       position_ids=batch.position_ids, use_cache=False).last_hidden_state
-        outputs.append(hidden[batch.label_sequences, batch.label_columns].float())
-    alone, together = outputs
-    return bool((alone - together).abs().max() <= SAME_OUTPUT * alone.abs().max())
-
-
-def head(model: PreTrainedModel) -> nn.Module:
-    """The module that turns hidden states into logits."""
-    return model.cls if hasattr(model, "cls") else model.get_output_embeddings()
-
-
 class PackTrainer:
     """Trains a pack of adapters step by step.
 
     Args:
-        bank: holds a free slot for every job.
+        bank: empty. With fewer slots than jobs the later ones wait, and take the slot of one that has stopped.
         jobs: the adapters.
         engine_factory: wraps (module, optimizer) into an engine with `__call__`, `backward` and `step`,
             DeepSpeed's interface.
@@ -171,14 +94,40 @@ class PackTrainer:
         self.tokens = 0
         self._rank, self._world = _rank_and_world()
         restored = newest_whole_checkpoint(checkpoint_folder) if checkpoint_folder else None
-        self._slots = {job.name: self._place(job, restored) for job in jobs}
-        self.optimizer = PackedAdamW(bank.parameters(), bank.slots + 1, self._per_slot("weight_decay", 0.0),
-                                     self._per_slot("clip_norm", 1.0))
+        self._slots: dict[str, int] = {}
+        """Where the adapters lie that train; one that has stopped stays until another one needs its place."""
+        self._left: dict[str, dict[str, Tensor]] = {}
+        """Weights of those that have stopped and made room."""
+        self._frozen: FrozenLayers | None = None
+        self.optimizer = PackedAdamW(bank.parameters(), bank.slots + 1)
         self.engine = engine_factory(PackLoss(bank, products), self.optimizer)
+        self._batches: dict[str, Iterator[list[TokenRow]]] = {}
         if restored:
             self._restore(*restored)
         self._frozen = self.engine.module.frozen = self._frozen_layers(products)
-        self._batches = {name: self._remaining(name) for name in self.jobs}
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Give waiting adapters the slots that are free, and those of adapters that have stopped."""
+        for name in [name for name, progress in self.progress.items() if not progress.stopped and name not in self._slots]:
+            if len(self._slots) == self.bank.slots:
+                stopped = next((other for other in self._slots if self.progress[other].stopped), None)
+                if stopped is None:
+                    return
+                self._left[stopped] = self.bank.tensors(stopped)
+                self.bank.remove(stopped)
+                del self._slots[stopped]
+            job = self.jobs[name]
+            self._begin(job, self.bank.add(name, job.shape, seed=job.seed))
+            self.optimizer.clear(self._slots[name])
+
+    def _begin(self, job: AdapterJob, slot: int) -> None:
+        """Everything that is kept for the adapter in a slot."""
+        self._slots[job.name] = slot
+        self.optimizer.weight_decay[slot], self.optimizer.clip_norm[slot] = job.weight_decay, job.clip_norm
+        self._batches[job.name] = self._remaining(job.name)
+        if self._frozen:
+            self._frozen.put(slot, [*job.train, *job.validation])
 
     def _frozen_layers(self, products: torch.dtype) -> FrozenLayers | None:
         """What keeps the outputs below the adapters, where that saves work.
@@ -189,26 +138,17 @@ class PackTrainer:
         sharded = any(hasattr(parameter, "ds_id") for parameter in self.bank.model.parameters())
         if sharded or max(job.epochs for job in self.jobs.values()) <= self._world:
             return None
-        rows = {self._slots[name]: [*job.train, *job.validation] for name, job in self.jobs.items()}
-        layers = FrozenLayers(self.bank, rows, products, self.pad_id, self._capacity)
-        return layers if layers.usable else None
+        rows = [[*job.train, *job.validation] for job in self.jobs.values()]
+        layers = FrozenLayers(self.bank, products, self.pad_id, self._capacity)
+        if not layers.fit_for(rows):
+            return None
+        for name, slot in self._slots.items():
+            layers.put(slot, [*self.jobs[name].train, *self.jobs[name].validation])
+        return layers
 
     def _collated(self, rows: Sequence[tuple[int, TokenRow]]) -> list[Batch]:
         batches = collate(rows, self.pad_id, self._capacity)
         return [self._frozen.fill(batch) for batch in batches] if self._frozen else batches
-
-    def _place(self, job: AdapterJob, restored: tuple | None) -> int:
-        if restored is None:
-            return self.bank.add(job.name, job.shape, seed=job.seed)
-        prefix = f"adapter.{job.name}."
-        tensors = {key.removeprefix(prefix): value for key, value in restored[0].items() if key.startswith(prefix)}
-        return self.bank.load(job.name, job.shape, tensors, seed=job.seed)
-
-    def _per_slot(self, attribute: str, default: float) -> list[float]:
-        values = [default] * (self.bank.slots + 1)
-        for name, job in self.jobs.items():
-            values[self._slots[name]] = getattr(job, attribute)
-        return values
 
     def _remaining(self, name: str) -> Iterator[list[TokenRow]]:
         """The adapter's batches from where it stands, epoch after epoch."""
@@ -220,8 +160,8 @@ class PackTrainer:
 
     @property
     def active(self) -> list[str]:
-        """Adapters that still train."""
-        return [name for name, progress in self.progress.items() if not progress.stopped]
+        """Adapters that train now: in a slot, and not stopped."""
+        return [name for name, slot in sorted(self._slots.items(), key=lambda one: one[1]) if not self.progress[name].stopped]
 
     def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> None:
         """Train until every adapter has stopped.
@@ -272,12 +212,15 @@ class PackTrainer:
         losses = self._backward(batches, per_slot, share=1.0 if mine else 0.0)
         self.step_number += 1
         self.tokens += sum(len(row.ids) for rows in chosen.values() for row in rows)
-        return {name: self._advance(name, losses[self._slots[name]].item()) for name in names}
+        told = {name: self._advance(name, losses[self._slots[name]].item(), chosen[name]) for name in names}
+        self._let_in()
+        return told
 
     def _backward(self, batches: Sequence[Batch], tokens_per_slot: Tensor, share: float) -> Tensor:
         """Forward, backward and update; returns each slot's token mean."""
         # the engine averages gradients over the workers, and the sum is wanted
-        loss, sums = self.engine(batches, share * self._world / tokens_per_slot, self.step_number)
+        steps = {slot: self.progress[name].step for name, slot in self._slots.items()}
+        loss, sums = self.engine(batches, share * self._world / tokens_per_slot, steps)
         self.engine.backward(loss)
         self.engine.step()
         sums = share * sums
@@ -285,13 +228,14 @@ class PackTrainer:
             torch.distributed.all_reduce(sums)
         return sums / tokens_per_slot
 
-    def _advance(self, name: str, loss: float) -> float:
+    def _advance(self, name: str, loss: float, rows: Sequence[TokenRow]) -> float:
         job, progress = self.jobs[name], self.progress[name]
         progress.step += 1
         progress.steps.append(progress.step)
         progress.losses.append(round(loss, 6))
         if not math.isfinite(loss):
-            progress.stopped = f"the loss was {loss} at step {progress.step}"
+            numbers = sorted(job.train.index(row) + 1 for row in rows)
+            progress.stopped = f"the loss was {loss} at step {progress.step}, on its rows {', '.join(map(str, numbers))}"
             return loss
         if progress.step % job.steps_per_epoch == 0:
             self._end_epoch(name)
@@ -324,20 +268,29 @@ class PackTrainer:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """One adapter's weights, as `AdapterBank.tensors`."""
-        return self.bank.tensors(name)
+        return self._left[name] if name in self._left else self.bank.tensors(name)
 
     def save(self) -> None:
         """A checkpoint of every adapter's weights, optimizer state and position."""
         if self._rank != 0 or self.checkpoint_folder is None:
             return
-        tensors = {f"adapter.{name}.{key}": value for name in self.jobs for key, value in self.bank.tensors(name).items()}
+        tensors = {f"adapter.{name}.{key}": value for name in [*self._slots, *self._left]
+                   for key, value in self.tensors(name).items()}
         tensors |= {f"optimizer.{key}": value for key, value in self.optimizer.tensors().items()}
-        state = {"step_number": self.step_number, "progress": {name: vars(p) for name, p in self.progress.items()}}
+        state = {"step_number": self.step_number, "slots": self._slots,
+                 "progress": {name: vars(p) for name, p in self.progress.items()}}
         save_checkpoint(self.checkpoint_folder, self.step_number, tensors, state)
 
     def _restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.step_number = state["step_number"]
         self.progress = {name: Progress(**values) for name, values in state["progress"].items()}
+        for name in sorted(self.jobs, key=lambda name: state["slots"].get(name, 0)):
+            prefix = f"adapter.{name}."
+            weights = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            if name in state["slots"]:
+                self._begin(self.jobs[name], self.bank.load(name, self.jobs[name].shape, weights, seed=self.jobs[name].seed))
+            elif weights:
+                self._left[name] = weights
         self.optimizer.load_tensors({key.removeprefix("optimizer."): value for key, value in tensors.items()
                                      if key.startswith("optimizer.")})
 

@@ -18,16 +18,18 @@ class PackedAdamW(torch.optim.Optimizer):
     Args:
         parameters: stacked tensors, the first dimension being the slot.
         slots: size of that dimension.
-        weight_decay: [slots], decoupled decay of each adapter.
-        clip_norm: [slots], largest gradient norm of each adapter.
+
+    Attributes:
+        weight_decay: [slots], decoupled decay of each adapter; 0 until the caller sets it.
+        clip_norm: [slots], largest gradient norm of each adapter; 1 until the caller sets it.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], slots: int, weight_decay: Sequence[float], clip_norm: Sequence[float],
-                 betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], slots: int, betas: tuple[float, float] = (0.9, 0.999),
+                 epsilon: float = 1e-8) -> None:
         super().__init__(list(parameters), {"lr": 0.0})
         self.betas, self.epsilon = betas, epsilon
-        self.weight_decay = torch.tensor(weight_decay)
-        self.clip_norm = torch.tensor(clip_norm)
+        self.weight_decay = torch.zeros(slots)
+        self.clip_norm = torch.ones(slots)
         self.steps = torch.zeros(slots)
         self.learning_rates: list[float | None] = [None] * slots
         self.gradient_norms = torch.zeros(slots)
@@ -72,6 +74,13 @@ class PackedAdamW(torch.optim.Optimizer):
     @staticmethod
     def _norms(gradients: Sequence[Tensor]) -> Tensor:
         return torch.stack([g.float().flatten(1).pow(2).sum(1) for g in gradients]).sum(0).sqrt()
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot's adapter has gathered; a new one begins there."""
+        self.steps[slot] = 0
+        for state in self.state.values():
+            for moments in state.values():
+                moments[slot] = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimizer's state as named tensors, for a safetensors checkpoint."""

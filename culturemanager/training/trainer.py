@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from culturemanager.config import Project, TrainingConfig
 from culturemanager.cultures import resolve_cultures
@@ -23,14 +21,7 @@ from culturemanager.errors import ConfigError, TrainingError
 from culturemanager.records import AdapterVersion, Example
 from culturemanager.storage import Workspace, fingerprint, write_json
 from culturemanager.training.plan import AdapterPlan, Retrieve, plan_adapters
-
-if TYPE_CHECKING:
-    import torch
-
-PLAN = "plan.json"
-PROGRESS = "progress.json"
-RESULT = "result"
-CURVES = "curves.json"
+from culturemanager.training.worker import CURVES, PLAN, PROGRESS, RESULT, run_pack
 
 ProgressReport = Callable[[int, int, str], None]
 
@@ -56,12 +47,9 @@ def train(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (),
     from culturemanager.base_model import resolve_base_model
 
     workspace = Workspace(project.workspace_url)
-    cultures = resolve_cultures(project.cultures)
-    names = [*(_chosen(only, [c.id for c in cultures])), *extra]
-    examples = [Example.from_row(row) for row in workspace.stage("examples").read_rows()]
     registry = AdapterRegistry(workspace.local_path("adapters"))
     base = resolve_base_model(project.base_path)
-    plans = plan_adapters(names, examples, cultures, project.training, project.seed, fingerprint(base), retrieve)
+    plans = plans_of(project, only, extra, base, retrieve)
     missing = [plan for plan in plans if registry.latest_with_digest(plan.name, plan.digest) is None]
     if missing:
         folder = workspace.local_path("training") / fingerprint(*sorted(plan.digest for plan in missing))[:16]
@@ -73,6 +61,15 @@ def train(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (),
         if version.culture in trained or version.culture not in registry.aliases():
             registry.promote(version.name)
     return versions
+
+
+def plans_of(project: Project, only: Sequence[str], extra: Sequence[str], base: str,
+             retrieve: Retrieve | None) -> list[AdapterPlan]:
+    """The plans of all adapters asked for, trained before or not."""
+    cultures = resolve_cultures(project.cultures)
+    names = [*(_chosen(only, [culture.id for culture in cultures])), *extra]
+    examples = [Example.from_row(row) for row in Workspace(project.workspace_url).stage("examples").read_rows()]
+    return plan_adapters(names, examples, cultures, project.training, project.seed, fingerprint(base), retrieve)
 
 
 def _chosen(only: Sequence[str], cultures: Sequence[str]) -> list[str]:
@@ -161,86 +158,6 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     run_pack(folder, TrainingConfig(**settings["config"]), settings["base_path"], settings["base"]["dtype"], rank,
              report=lambda metrics: ray.train.report(metrics), use_deepspeed=True)
-
-
-def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, rank: int = 0,
-             report: Callable[[dict[str, Any]], None] | None = None, use_deepspeed: bool = False) -> None:
-    """Train the pack planned in `folder`, going on from its newest whole checkpoint; needs no Ray."""
-    import torch
-
-    from culturemanager import metrics
-    from culturemanager.adapters.bank import AdapterBank, AdapterShape
-    from culturemanager.adapters.targets import on_last_layers
-    from culturemanager.base_model import load_base_model
-    from culturemanager.training.deepspeed import build_engine
-    from culturemanager.training.loop import AdapterJob, PackTrainer, PlainEngine
-    from culturemanager.training.rows import tokenise
-
-    torch.set_num_threads(config.threads_per_worker or os.cpu_count() or 1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = load_base_model(base_path, dtype, device)
-    plans = [AdapterPlan(**values) for values in json.loads((folder / PLAN).read_text())]
-    targets = on_last_layers(model, config.last_layers) if config.last_layers else None
-    bank = AdapterBank(model, slots=len(plans), max_rank=config.rank, targets=targets)
-    jobs = []
-    for plan in plans:
-        rows, _ = tokenise(tokenizer, plan.train, config.max_length)
-        validation, _ = tokenise(tokenizer, plan.validation, config.max_length)
-        if not rows:
-            raise TrainingError(f"every row of adapter {plan.name!r} is longer than {config.max_length} tokens; "
-                                "raise `training.max_length`.")
-        jobs.append(AdapterJob(plan.name, rows, validation, AdapterShape(config.rank, config.alpha, config.dropout), plan.seed,
-                               plan.epochs, plan.batch_size, config.learning_rate, config.warmup_share, config.weight_decay,
-                               config.clip_norm, config.early_stop_patience))
-    rows_per_step = sum(job.batch_size for job in jobs)
-
-    def engine(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-        return build_engine(module, optimizer, config, rows_per_step) if use_deepspeed else PlainEngine(module, optimizer)
-
-    trainer = PackTrainer(bank, jobs, engine, tokenizer.pad_token_id, folder / "checkpoints", config.checkpoint_every,
-                          _products(config.precision, device))
-
-    def on_step(state: dict[str, Any]) -> None:
-        if state["step"] % 10 and state["active"]:
-            return
-        if rank == 0:
-            losses = state["losses"]
-            mean = sum(losses.values()) / len(losses)
-            write_json(folder / PROGRESS, {"done": state["done"], "total": state["total"],
-                                           "what": f"{len(losses)} adapter{'s' * (len(losses) != 1)}, mean loss {mean:.3f}, "
-                                                   f"{state['tokens_per_second']:,.0f} tokens/s"})
-            for name, loss in losses.items():
-                metrics.gauge("culturemanager_adapter_loss", loss, adapter=name)
-        if report:
-            report({"step": state["step"], "active": state["active"], "tokens_per_second": state["tokens_per_second"]})
-
-    trainer.run(on_step)
-    if rank == 0:
-        metrics.count("culturemanager_tokens", trainer.tokens, kind="train")
-        _write_result(trainer, folder, plans)
-
-
-def _products(precision: str, device: str) -> torch.dtype:
-    """The type that `training.precision` means on this machine."""
-    import torch
-
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and native) else torch.float32
-
-
-def _write_result(trainer: Any, folder: Path, plans: Sequence[AdapterPlan]) -> None:
-    """The finished weights and curves, in a folder that appears whole."""
-    from safetensors.torch import save_file
-
-    beside = folder / f"{RESULT}.partial"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for plan in plans:
-        save_file(trainer.tensors(plan.name), beside / f"{plan.name}.safetensors")
-    write_json(beside / CURVES, {name: vars(p) for name, p in trainer.progress.items()})
-    write_json(beside / "targets.json", list(trainer.bank.targets))
-    shutil.rmtree(folder / RESULT, ignore_errors=True)
-    beside.rename(folder / RESULT)
 
 
 def _publish(registry: Any, project: Project, plans: Sequence[AdapterPlan], folder: Path, base: str) -> None:

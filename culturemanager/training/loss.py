@@ -1,0 +1,91 @@
+"""The loss of a pack in one forward pass: each adapter's rows with its own weights, logits at label positions only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from culturemanager.adapters.bank import AdapterBank
+from culturemanager.training.frozen_layers import FrozenLayers
+from culturemanager.training.rows import Batch, TokenRow, collate
+
+SEQUENCE_TOKENS = 256
+"""An adapter's short rows share sequences up to this length."""
+SAME_OUTPUT = 0.02
+"""Largest relative difference that rounding makes (bfloat16) between a row alone and one in a shared sequence."""
+
+
+class PackLoss(nn.Module):
+    """The forward pass of a pack: logits at label positions only, summed token means.
+
+    Args:
+        bank: its model's trunk and head are called apart, so that no logits are computed for prompts.
+        products: type of the matrix products; the adapters' weights and the losses stay float32.
+    """
+
+    def __init__(self, bank: AdapterBank, products: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model = bank.model
+        self._bank = bank
+        self._products = products
+        self.frozen: FrozenLayers | None = None
+        """Needed for batches that have states."""
+
+    def forward(self, batches: Sequence[Batch], weights: Tensor, step: Mapping[int, int] | None) -> tuple[Tensor, Tensor]:
+        """The pack's loss.
+
+        Args:
+            batches: rows of every active adapter; an adapter's stand in one batch.
+            weights: [slots], one over the number of tokens that the slot's adapter predicts in this step.
+            step: each slot's step, which numbers its dropout masks; None for evaluation.
+
+        Returns:
+            The weighted sum of token losses, and each slot's sum of token losses [slots], detached.
+        """
+        loss, sums = torch.zeros(()), torch.zeros_like(weights)
+        for batch in batches:
+            losses = self._token_losses(batch.to(self.model.device), step).to(weights.device)
+            loss = loss + (losses * weights[batch.label_slots]).sum()
+            sums.index_add_(0, batch.label_slots, losses.detach())
+        return loss, sums
+
+    def _token_losses(self, batch: Batch, step: Mapping[int, int] | None) -> Tensor:
+        """[labels], float32."""
+        with torch.autocast(self.model.device.type, self._products, enabled=self._products != torch.float32):
+            hidden = self._hidden(batch, step)[batch.label_sequences, batch.label_columns]
+            with self._bank.rows(tuple(batch.label_slots.tolist()), step=step):
+                logits = head(self.model)(hidden)
+        return nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+
+    def _hidden(self, batch: Batch, step: Mapping[int, int] | None) -> Tensor:
+        start = contextlib.nullcontext() if batch.states is None else self.frozen.above(batch.states)
+        with self._bank.rows(batch.slots, step=step, lengths=batch.lengths), start:
+            return self.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+                                         position_ids=batch.position_ids, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def rows_share_sequences(bank: AdapterBank, pad_id: int) -> bool:
+    """Whether the model computes a row behind another one as it does alone, given positions and a mask.
+
+    Models with a state in place of attention do not, and rows of theirs must not share a sequence.
+    """
+    vocabulary = bank.model.get_input_embeddings().num_embeddings
+    rows = [(0, TokenRow(tuple((7 * number + 11 * i) % vocabulary for i in range(6 + number)), 1)) for number in range(2)]
+    outputs = []
+    for capacity in (0, SEQUENCE_TOKENS):
+        batch = collate(rows, pad_id, capacity)[0].to(bank.model.device)
+        hidden = bank.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+                                       position_ids=batch.position_ids, use_cache=False).last_hidden_state
+        outputs.append(hidden[batch.label_sequences, batch.label_columns].float())
+    alone, together = outputs
+    return bool((alone - together).abs().max() <= SAME_OUTPUT * alone.abs().max())
+
+
+def head(model: PreTrainedModel) -> nn.Module:
+    """The module that turns hidden states into logits."""
+    return model.cls if hasattr(model, "cls") else model.get_output_embeddings()

@@ -1,0 +1,96 @@
+"""What training would do: which adapters, how many at once, how much memory and arithmetic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from culturemanager.config import Project
+from culturemanager.storage import Workspace
+from culturemanager.training.plan import Retrieve
+from culturemanager.training.trainer import plans_of
+from culturemanager.training.worker import read_job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from culturemanager.training.pack_plan import PackPlan
+
+PRODUCT_SHARE = 0.4
+"""What a whole training reaches of the rate of one matrix product: measured with the embedded example on two cores."""
+
+
+@dataclass(frozen=True)
+class AdapterOutlook:
+    """One adapter's work, and the version that makes it unnecessary, if there is one."""
+
+    name: str
+    rows: int
+    tokens: int
+    longest: int
+    """Tokens of its longest row."""
+    steps: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What `train` would do."""
+
+    adapters: tuple[AdapterOutlook, ...]
+    pack: PackPlan | None
+    """`None` if no adapter needs training."""
+    free_bytes: int
+    seconds: float
+    """About how long it takes here, from the rate of a matrix product measured just now."""
+
+
+def outlook(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (), retrieve: Retrieve | None = None) -> Outlook:
+    """Plan as `train` does, without training: which adapters, how many at once, how much memory and arithmetic.
+
+    Raises:
+        IncompleteStageError: the examples are not there yet.
+        TrainingError: not even one adapter fits into memory.
+    """
+    import torch
+
+    from culturemanager.adapters.registry import AdapterRegistry
+    from culturemanager.adapters.targets import on_last_layers
+    from culturemanager.base_model import load_outline, resolve_base_model
+    from culturemanager.training.pack_plan import free_memory, plan_pack
+
+    config = project.training
+    plans = plans_of(project, only, extra, resolve_base_model(project.base_path), retrieve)
+    registry = AdapterRegistry(Workspace(project.workspace_url).local_path("adapters"))
+    model, tokenizer = load_outline(project.base_path)
+    model = model.to(getattr(torch, project.base.dtype))
+    jobs = {plan.name: read_job(plan, tokenizer, config) for plan in plans}
+    known = {plan.name: registry.latest_with_digest(plan.name, plan.digest) for plan in plans}
+    adapters = tuple(AdapterOutlook(name, len(job.train), sum(len(row.ids) for row in job.train),
+                                    max(len(row.ids) for row in job.train), job.total_steps,
+                                    known[name].name if known[name] else "") for name, job in jobs.items())
+    free = free_memory("cuda" if torch.cuda.is_available() else "cpu")
+    targets = on_last_layers(model, config.last_layers) if config.last_layers else None
+    missing = [job for name, job in jobs.items() if known[name] is None]
+    if not missing:
+        return Outlook(adapters, None, free, 0.0)
+    pack = plan_pack(model, missing, targets, free, config.pack_size)
+    return Outlook(adapters, pack, free, pack.operations / (PRODUCT_SHARE * _products_per_second(model)))
+
+
+def _products_per_second(model: PreTrainedModel) -> float:
+    """Floating-point operations a second of a matrix product like the model's, in its precision on this machine."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    width = model.config.get_text_config(decoder=True).hidden_size
+    inputs = torch.randn(1024, width, device=device, dtype=model.dtype)
+    weight = torch.randn(width, 4 * width, device=device, dtype=model.dtype)
+    rates = []
+    for _ in range(10):
+        started = time.perf_counter()
+        (inputs @ weight).sum().item()
+        rates.append(2 * inputs.numel() * weight.shape[1] / (time.perf_counter() - started))
+    return max(rates)

@@ -1,0 +1,139 @@
+"""What a worker runs: load the base, train the pack, write the result. Needs no Ray, except to be told of progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from culturemanager.config import TrainingConfig
+from culturemanager.errors import TrainingError
+from culturemanager.storage import write_json
+from culturemanager.training.plan import AdapterPlan
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from culturemanager.training.loop import AdapterJob
+
+PLAN = "plan.json"
+PACK = "pack.json"
+PROGRESS = "progress.json"
+RESULT = "result"
+CURVES = "curves.json"
+
+
+def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, rank: int = 0,
+             report: Callable[[dict[str, Any]], None] | None = None, use_deepspeed: bool = False) -> None:
+    """Train the pack planned in `folder`, going on from its newest whole checkpoint; needs no Ray."""
+    import torch
+
+    from culturemanager import metrics
+    from culturemanager.adapters.bank import AdapterBank
+    from culturemanager.adapters.targets import on_last_layers
+    from culturemanager.base_model import load_base_model
+    from culturemanager.training.deepspeed import build_engine
+    from culturemanager.training.loop import PackTrainer, PlainEngine
+
+    torch.set_num_threads(config.threads_per_worker or os.cpu_count() or 1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load_base_model(base_path, dtype, device)
+    plans = [AdapterPlan(**values) for values in json.loads((folder / PLAN).read_text())]
+    targets = on_last_layers(model, config.last_layers) if config.last_layers else None
+    jobs = [read_job(plan, tokenizer, config) for plan in plans]
+    bank = AdapterBank(model, slots=_pack_size(folder, model, jobs, targets, config, rank), max_rank=config.rank, targets=targets)
+    rows_per_step = sum(job.batch_size for job in jobs)
+
+    def engine(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        return build_engine(module, optimizer, config, rows_per_step) if use_deepspeed else PlainEngine(module, optimizer)
+
+    trainer = PackTrainer(bank, jobs, engine, tokenizer.pad_token_id, folder / "checkpoints", config.checkpoint_every,
+                          _products(config.precision, device))
+
+    def on_step(state: dict[str, Any]) -> None:
+        if state["step"] % 10 and state["active"]:
+            return
+        if rank == 0:
+            losses = state["losses"]
+            mean = sum(losses.values()) / len(losses)
+            write_json(folder / PROGRESS, {"done": state["done"], "total": state["total"],
+                                           "what": f"{len(losses)} adapter{'s' * (len(losses) != 1)}, mean loss {mean:.3f}, "
+                                                   f"{state['tokens_per_second']:,.0f} tokens/s"})
+            for name, loss in losses.items():
+                metrics.gauge("culturemanager_adapter_loss", loss, adapter=name)
+        if report:
+            report({"step": state["step"], "active": state["active"], "tokens_per_second": state["tokens_per_second"]})
+
+    trainer.run(on_step)
+    if rank == 0:
+        metrics.count("culturemanager_tokens", trainer.tokens, kind="train")
+        _write_result(trainer, folder, plans)
+
+
+def read_job(plan: AdapterPlan, tokenizer: PreTrainedTokenizerBase, config: TrainingConfig) -> AdapterJob:
+    """A plan with its rows as token ids.
+
+    Raises:
+        TrainingError: every row is longer than `max_length`.
+    """
+    from culturemanager.adapters.bank import AdapterShape
+    from culturemanager.training.loop import AdapterJob
+    from culturemanager.training.rows import tokenise
+
+    rows, _ = tokenise(tokenizer, plan.train, config.max_length)
+    validation, _ = tokenise(tokenizer, plan.validation, config.max_length)
+    if not rows:
+        raise TrainingError(f"every row of adapter {plan.name!r} is longer than {config.max_length} tokens; "
+                            "raise `training.max_length`.")
+    return AdapterJob(plan.name, rows, validation, AdapterShape(config.rank, config.alpha, config.dropout), plan.seed,
+                      plan.epochs, plan.batch_size, config.learning_rate, config.warmup_share, config.weight_decay,
+                      config.clip_norm, config.early_stop_patience)
+
+
+def _pack_size(folder: Path, model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Sequence[str] | None,
+               config: TrainingConfig, rank: int) -> int:
+    """How many adapters share a pass: decided once, so that a resumed run finds them in the same slots."""
+    import torch
+
+    from culturemanager.training.pack_plan import free_memory, plan_pack
+
+    path = folder / PACK
+    if path.exists():
+        size = json.loads(path.read_text())["at_once"]
+    else:
+        loaded = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        size = plan_pack(model, jobs, targets, free_memory(model.device.type) + loaded, config.pack_size).at_once
+    if torch.distributed.is_initialized():
+        least = torch.tensor(size, device=model.device)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        size = int(least)
+    if rank == 0:
+        write_json(path, {"at_once": size})
+    return size
+
+
+def _products(precision: str, device: str) -> torch.dtype:
+    """The type that `training.precision` means on this machine."""
+    import torch
+
+    native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and native) else torch.float32
+
+
+def _write_result(trainer: Any, folder: Path, plans: Sequence[AdapterPlan]) -> None:
+    """The finished weights and curves, in a folder that appears whole."""
+    from safetensors.torch import save_file
+
+    beside = folder / f"{RESULT}.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for plan in plans:
+        save_file(trainer.tensors(plan.name), beside / f"{plan.name}.safetensors")
+    write_json(beside / CURVES, {name: vars(p) for name, p in trainer.progress.items()})
+    write_json(beside / "targets.json", list(trainer.bank.targets))
+    shutil.rmtree(folder / RESULT, ignore_errors=True)
+    beside.rename(folder / RESULT)
