@@ -6,13 +6,16 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from culturemanager import errors
 from culturemanager.errors import CultureManagerError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
     from culturemanager.evaluation.runner import Evaluation
     from culturemanager.training.outlook import Outlook
 
@@ -21,8 +24,8 @@ PLAIN_EVERY_S = 15.0
 
 OWN_IN_TEXT = re.compile(r"^culturemanager\.errors\.(\w+): (.+)$", re.MULTILINE)
 
-Report = Callable[[int, int, str], None]
-"""Rows done, rows in all, and what they are."""
+Report = Callable[..., None]
+"""Rows done, rows in all, what they are, and for training the state of every adapter."""
 
 
 def say(text: str = "") -> None:
@@ -126,8 +129,10 @@ class _Rows:
         self.done = self.total = self.first = -1
         self.what = ""
         self.began = 0.0
+        self.adapters: Sequence[Mapping[str, Any]] = ()
 
-    def report(self, done: int, total: int, what: str) -> None:
+    def report(self, done: int, total: int, what: str, adapters: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.adapters = adapters
         if total != self.total or done < self.done or (self.done >= self.total and _words(what) != _words(self.what)):
             self.finish()
             # Rows kept from an interrupted run were not done in this one's time.
@@ -190,16 +195,24 @@ class _Lines(_Rows):
 
 
 class _Bars(_Rows):
-    """rich's bars, one a kind of row."""
+    """rich's bars, one a kind of row; below them a table of the adapters while they train."""
 
     def __init__(self) -> None:
         super().__init__()
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._progress = Progress(BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-                                  TimeElapsedColumn(), TextColumn("{task.description}", markup=False),
-                                  console=Console(stderr=True))
+        rows = self
+
+        class Bars(Progress):
+            def get_renderables(self) -> Iterator[RenderableType]:
+                yield from super().get_renderables()
+                if rows.adapters and rows.done < rows.total:
+                    yield adapter_table(rows.adapters)
+
+        self._progress = Bars(BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                              TimeElapsedColumn(), TextColumn("{task.description}", markup=False),
+                              console=Console(stderr=True))
         self._task = None
 
     def __enter__(self) -> None:
@@ -218,3 +231,21 @@ class _Bars(_Rows):
     def finish(self) -> None:
         if self._task is not None:
             self._progress.stop_task(self._task)
+
+
+def adapter_table(adapters: Sequence[Mapping[str, Any]]) -> Table:
+    """Every adapter's place in its training; `adapters` as `training.telemetry.AdapterState`."""
+    from rich.table import Table
+
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("adapter", "step", "loss", "validation", "gradient", "rows/s", "state"):
+        shown.add_column(column, justify="left" if column in ("adapter", "state") else "right", no_wrap=True)
+    for one in adapters:
+        shown.add_row(one["name"], f"{one['step']}/{one['steps']}", _three_digits(one["loss"]),
+                      _three_digits(one["validation_loss"]), f"{one['gradient_norm']:.2f}", f"{one['rows_per_second']:.1f}",
+                      one["state"])
+    return shown
+
+
+def _three_digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -86,6 +86,8 @@ def scraped(ray_cluster: object) -> dict[tuple[str, frozenset[tuple[str, str]]],
     count("culturemanager_tokens", 7, kind="probe")
     gauge("culturemanager_adapter_loss", 2, adapter="probe")
     gauge("culturemanager_adapter_loss", 0.5, adapter="probe")
+    for figure in ("learning_rate", "gradient_norm", "rows_per_second"):
+        gauge(f"culturemanager_adapter_{figure}", 1, adapter="probe")
     count("culturemanager_requests", culture="probe", status=200)
     count("culturemanager_routes", culture="probe", reason="abstained")
     observe("culturemanager_request_seconds", 0.3, culture="probe")
@@ -96,7 +98,7 @@ def scraped(ray_cluster: object) -> dict[tuple[str, frozenset[tuple[str, str]]],
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
     end = time.monotonic() + 60
-    while time.monotonic() < end and len({name for name, labels in values if "probe" in dict(labels).values()}) < 8:
+    while time.monotonic() < end and len({name for name, labels in values if "probe" in dict(labels).values()}) < 11:
         time.sleep(0.2)
         with contextlib.suppress(OSError):  # the node's agent starts a little later than the node
             values = parse(opener.open(url, timeout=5).read().decode())

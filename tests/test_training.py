@@ -6,10 +6,13 @@ import json
 import random
 import re
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboardX.proto.event_pb2 import Event
 
 from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.adapters.targets import on_last_layers
@@ -327,3 +330,33 @@ def test_the_pack_s_size_is_kept_for_a_resumed_run(folder, tmp_path):
     run_pack(tmp_path, TrainingConfig(rank=2), str(folder), "float32")
     assert json.loads((tmp_path / "pack.json").read_text()) == {"at_once": 1}
     assert {path.stem for path in (tmp_path / "result").glob("*.safetensors")} == {"turkey", "greece"}
+
+
+def test_training_is_seen_adapter_by_adapter(folder, tmp_path):
+    plans = [AdapterPlan(name, tuple(pairs(6, seed)), tuple(pairs(3, 9)), seed=seed, batch_size=3, epochs=2, digest="")
+             for seed, name in enumerate(("turkey", "greece"))]
+    pack = tmp_path / "pack"
+    write_json(pack / "plan.json", [vars(plan) for plan in plans])
+    run_pack(pack, TrainingConfig(rank=2), str(folder), "float32")
+    told = json.loads((pack / "progress.json").read_text())
+    assert told["done"] == told["total"] == 8
+    turkey, greece = told["adapters"]
+    assert (turkey["name"], turkey["step"], turkey["steps"], turkey["state"]) == ("turkey", 4, 4, "finished")
+    assert greece["rows_per_second"] > 0 and greece["gradient_norm"] > 0 and greece["validation_loss"] > 0
+    curves = list(read_scalars(tmp_path / "tensorboard" / "turkey"))
+    assert [step for name, step, _ in curves if name == "loss"] == [1, 2, 3, 4]
+    assert [step for name, step, _ in curves if name == "validation_loss"] == [2, 4]
+    assert {name for name, _, _ in curves} == {"loss", "validation_loss", "learning_rate", "gradient_norm", "rows_per_second"}
+    assert next(value for name, step, value in curves if (name, step) == ("loss", 4)) == pytest.approx(turkey["loss"], rel=1e-5)
+
+
+def read_scalars(run: Path) -> Iterator[tuple[str, int, float]]:
+    """Name, step and value of every scalar in a TensorBoard run: records of length, checksum, event, checksum."""
+    (file,) = run.iterdir()
+    data = file.read_bytes()
+    start = 0
+    while start < len(data):
+        length = int.from_bytes(data[start:start + 8], "little")
+        event = Event.FromString(data[start + 12:start + 12 + length])
+        yield from ((value.tag, event.step, value.simple_value) for value in event.summary.value)
+        start += length + 16

@@ -102,6 +102,7 @@ class PackTrainer:
         self.optimizer = PackedAdamW(bank.parameters(), bank.slots + 1)
         self.engine = engine_factory(PackLoss(bank, products), self.optimizer)
         self._batches: dict[str, Iterator[list[TokenRow]]] = {}
+        self._updates: dict[str, tuple[float, float]] = {}
         if restored:
             self._restore(*restored)
         self._frozen = self.engine.module.frozen = self._frozen_layers(products)
@@ -212,6 +213,8 @@ class PackTrainer:
         losses = self._backward(batches, per_slot, share=1.0 if mine else 0.0)
         self.step_number += 1
         self.tokens += sum(len(row.ids) for rows in chosen.values() for row in rows)
+        self._updates |= {name: (rates[self._slots[name]], self.optimizer.gradient_norms[self._slots[name]].item())
+                          for name in names}
         told = {name: self._advance(name, losses[self._slots[name]].item(), chosen[name]) for name in names}
         self._let_in()
         return told
@@ -269,6 +272,10 @@ class PackTrainer:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """One adapter's weights, as `AdapterBank.tensors`."""
         return self._left[name] if name in self._left else self.bank.tensors(name)
+
+    def last_update(self, name: str) -> tuple[float, float]:
+        """Learning rate and gradient norm (before clipping) of an adapter's last step; zeros before the first."""
+        return self._updates.get(name, (0.0, 0.0))
 
     def save(self) -> None:
         """A checkpoint of every adapter's weights, optimizer state and position."""

@@ -23,7 +23,8 @@ from culturemanager.storage import Workspace, fingerprint, write_json
 from culturemanager.training.plan import AdapterPlan, Retrieve, plan_adapters
 from culturemanager.training.worker import CURVES, PLAN, PROGRESS, RESULT, run_pack
 
-ProgressReport = Callable[[int, int, str], None]
+ProgressReport = Callable[..., None]
+"""Called with steps done, steps in all, a word for what, and the state of every adapter (`telemetry.AdapterState` as dicts)."""
 
 
 def train(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (), progress: ProgressReport | None = None,
@@ -146,7 +147,7 @@ class _Watch:
                 state = json.loads(self._path.read_text())
             except (OSError, ValueError):
                 continue
-            self._progress(state["done"], state["total"], state["what"])
+            self._progress(state["done"], state["total"], state["what"], state["adapters"])
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:

@@ -25,6 +25,8 @@ PACK = "pack.json"
 PROGRESS = "progress.json"
 RESULT = "result"
 CURVES = "curves.json"
+REPORT_EVERY = 10
+"""Steps between two reports to Ray Train: every worker has to report as often as the others."""
 
 
 def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, rank: int = 0,
@@ -38,6 +40,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     from culturemanager.base_model import load_base_model
     from culturemanager.training.deepspeed import build_engine
     from culturemanager.training.loop import PackTrainer, PlainEngine
+    from culturemanager.training.telemetry import Telemetry
 
     torch.set_num_threads(config.threads_per_worker or os.cpu_count() or 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,22 +57,17 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     trainer = PackTrainer(bank, jobs, engine, tokenizer.pad_token_id, folder / "checkpoints", config.checkpoint_every,
                           _products(config.precision, device))
 
+    telemetry = Telemetry(trainer, folder) if rank == 0 else None
+
     def on_step(state: dict[str, Any]) -> None:
-        if state["step"] % 10 and state["active"]:
-            return
-        if rank == 0:
-            losses = state["losses"]
-            mean = sum(losses.values()) / len(losses)
-            write_json(folder / PROGRESS, {"done": state["done"], "total": state["total"],
-                                           "what": f"{len(losses)} adapter{'s' * (len(losses) != 1)}, mean loss {mean:.3f}, "
-                                                   f"{state['tokens_per_second']:,.0f} tokens/s"})
-            for name, loss in losses.items():
-                metrics.gauge("culturemanager_adapter_loss", loss, adapter=name)
-        if report:
+        if telemetry:
+            telemetry.step(state)
+        if report and (state["step"] % REPORT_EVERY == 0 or not state["active"]):
             report({"step": state["step"], "active": state["active"], "tokens_per_second": state["tokens_per_second"]})
 
     trainer.run(on_step)
-    if rank == 0:
+    if telemetry:
+        telemetry.close()
         metrics.count("culturemanager_tokens", trainer.tokens, kind="train")
         _write_result(trainer, folder, plans)
 
