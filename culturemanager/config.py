@@ -238,6 +238,10 @@ class TrainingConfig(Section):
     """Longest row in tokens; longer ones are dropped and counted."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products; adapters and optimizer stay float32. `auto` is bfloat16 where the hardware has it."""
+    accumulate: int = Field(default=1, ge=1)
+    """Passes that the rows of one step are spread over: less memory, the same step."""
+    activation_checkpointing: bool = False
+    """Compute layers again in the backward pass instead of keeping them: less memory, about a third more arithmetic."""
     pack_size: int = Field(default=0, ge=0)
     """Adapters that train at once; the others wait for a slot. 0: as many as memory holds."""
     checkpoint_every: int = Field(default=50, ge=1)

@@ -7,6 +7,7 @@ import random
 import re
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from culturemanager.training.loss import PackLoss, rows_share_sequences
 from culturemanager.training.optimizer import learning_rate
 from culturemanager.training.pack_plan import MEMORY_SHARE, plan_pack
 from culturemanager.training.plan import AdapterPlan
+from culturemanager.training.recompute import recompute_layers
 from culturemanager.training.rows import TokenRow, collate, epoch_batches, tokenise
 from culturemanager.training.worker import run_pack
 from tests.tiny_model import WORDS, build_tiny_model
@@ -307,18 +309,52 @@ def test_adapters_that_wait_for_a_slot_end_as_they_do_at_once(folder, tmp_path):
 def test_a_pack_holds_as_many_adapters_as_memory_does(folder):
     model, tokenizer = load_base_model(folder)
     jobs = make_jobs(tokenizer)
-    whole = plan_pack(model, jobs, None, 2**40)
+    whole = plan_pack(model, jobs, None, 2**40, TrainingConfig())
     assert whole.at_once == 3 and whole.adapters == 3
     bank = AdapterBank(model, slots=3, max_rank=4)
     assert whole.adapter_bytes == pytest.approx(4 * bank.memory_bytes * 3 / 4)  # slot 0 holds no adapter
     bank.detach()
     tight = int((whole.memory_bytes - 1) / MEMORY_SHARE)
-    assert plan_pack(model, jobs, None, tight).at_once == 2
-    assert plan_pack(model, jobs, None, 2**40, at_once=1).at_once == 1
+    assert plan_pack(model, jobs, None, tight, TrainingConfig()).at_once == 2
+    assert plan_pack(model, jobs, None, 2**40, TrainingConfig(pack_size=1)).at_once == 1
     with pytest.raises(TrainingError, match=r"Training 1 adapter at once takes.*batch_size"):
-        plan_pack(model, jobs, None, whole.base_bytes)
-    fewer_layers = plan_pack(model, jobs, on_last_layers(model, 1), 2**40)
+        plan_pack(model, jobs, None, whole.base_bytes, TrainingConfig())
+    fewer_layers = plan_pack(model, jobs, on_last_layers(model, 1), 2**40, TrainingConfig())
     assert fewer_layers.operations < whole.operations and fewer_layers.step_bytes < whole.step_bytes
+    assert plan_pack(model, jobs, None, 2**40, TrainingConfig(accumulate=2)).step_bytes < whole.step_bytes
+    recomputed = plan_pack(model, jobs, None, 2**40, TrainingConfig(activation_checkpointing=True))
+    assert recomputed.step_bytes < whole.step_bytes and recomputed.operations > whole.operations
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_recomputed_layers_give_the_same_adapters(folder, layers):
+    def trained(recompute: bool) -> PackTrainer:
+        model, tokenizer = load_base_model(folder)
+        bank = AdapterBank(model, slots=3, max_rank=4, targets=on_last_layers(model, layers) if layers else None)
+        if recompute:
+            recompute_layers(bank)
+        trainer = PackTrainer(bank, make_jobs(tokenizer), PlainEngine, tokenizer.pad_token_id)
+        assert (trainer._frozen is not None) == bool(layers)
+        trainer.run()
+        return trainer
+
+    kept, recomputed = trained(False), trained(True)
+    for name in kept.jobs:
+        assert_same_adapter(recomputed, kept, name, 1e-5)
+
+
+def test_a_step_spread_over_passes_is_the_same_step(folder):
+    def undropped(jobs: list[AdapterJob]) -> list[AdapterJob]:  # every pass draws its own masks
+        return [replace(job, shape=replace(job.shape, dropout=0.0)) for job in jobs]
+
+    whole = train(folder, undropped)
+    model, tokenizer = load_base_model(folder)
+    spread = PackTrainer(AdapterBank(model, slots=3, max_rank=4), undropped(make_jobs(tokenizer)),
+                         lambda module, optimizer: PlainEngine(module, optimizer, 3), tokenizer.pad_token_id, accumulate=3)
+    spread.run()
+    for name in whole.jobs:
+        assert spread.progress[name].step == whole.progress[name].step
+        assert_same_adapter(spread, whole, name, 1e-3)  # sums in another order, through 24 steps of Adam
 
 
 def test_the_pack_s_size_is_kept_for_a_resumed_run(folder, tmp_path):

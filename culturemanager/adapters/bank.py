@@ -21,6 +21,7 @@ import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -257,8 +258,8 @@ class AdapterBank:
 
         Fastest with the rows sorted by slot and as many rows for each. Blocks nest: inside another
         one, a layer that gets single positions picked from the batch (an output head's transform at
-        the label positions, [positions, in]) is computed under the slots of those positions. With gradient
-        checkpointing `backward` belongs inside the block too, because it runs the layers again.
+        the label positions, [positions, in]) is computed under the slots of those positions. `backward` may come
+        after the block, also with checkpointed layers if they were checkpointed with `again`.
 
         Args:
             slots: one slot a row; 0 is the bare base.
@@ -275,6 +276,18 @@ class AdapterBank:
         if lengths is not None and len(lengths) != len(slots):
             raise AdapterError(f"{len(lengths)} lengths for {len(slots)} rows; give one length a row.")
         outer, self._pass = self._pass, self._begin(slots, step, lengths)
+        try:
+            yield
+        finally:
+            self._pass = outer
+
+    def again(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """For `torch.utils.checkpoint` (its `context_fn`): layers recomputed in `backward` see the pass that is open now."""
+        return contextlib.nullcontext(), self._reopened(self._pass)
+
+    @contextlib.contextmanager
+    def _reopened(self, earlier: Pass | None) -> Iterator[None]:
+        outer, self._pass = self._pass, earlier
         try:
             yield
         finally:

@@ -18,8 +18,8 @@ def deepspeed_config(config: TrainingConfig, rows_per_step: int) -> dict[str, An
         rows_per_step: rows of all adapters on one worker, for DeepSpeed's throughput figures only.
     """
     return {
-        "train_micro_batch_size_per_gpu": max(1, rows_per_step),
-        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": max(1, rows_per_step // config.accumulate),
+        "gradient_accumulation_steps": config.accumulate,
         "gradient_clipping": 0.0,
         "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,

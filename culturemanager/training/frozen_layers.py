@@ -134,10 +134,14 @@ class FrozenLayers:
 @contextlib.contextmanager
 def _computing(forward: Callable[..., Tensor], layers: Sequence[nn.Module]) -> Iterator[None]:
     """Inside, `forward` stands in for that of these layers."""
+    replaced = [vars(layer).get("forward") for layer in layers]  # a checkpointed layer has a forward of its own
     for layer in layers:
         layer.forward = forward
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for layer, own in zip(layers, replaced, strict=True):
+            if own is None:
+                del layer.forward
+            else:
+                layer.forward = own

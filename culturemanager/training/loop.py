@@ -80,12 +80,14 @@ class PackTrainer:
             DeepSpeed's interface.
         pad_id: token that fills short sequences.
         products: as in `PackLoss`.
+        accumulate: passes that the rows of one step are spread over; the engine must know the same number.
     """
 
     def __init__(self, bank: AdapterBank, jobs: Sequence[AdapterJob], engine_factory: Callable[[nn.Module, PackedAdamW], Any],
                  pad_id: int, checkpoint_folder: Path | None = None, checkpoint_every: int = 50,
-                 products: torch.dtype = torch.float32) -> None:
+                 products: torch.dtype = torch.float32, accumulate: int = 1) -> None:
         self.bank, self.pad_id = bank, pad_id
+        self._accumulate = accumulate
         self._capacity = SEQUENCE_TOKENS if rows_share_sequences(bank, pad_id) else 0
         self.jobs = {job.name: job for job in jobs}
         self.progress = {job.name: Progress() for job in jobs}
@@ -196,10 +198,6 @@ class PackTrainer:
         names = self.active
         chosen = {name: next(self._batches[name]) for name in names}
         counts = {name: sum(row.label_count for row in rows) for name, rows in chosen.items()}
-        everything = [(self._slots[name], row) for name, rows in chosen.items() for row in rows]
-        mine = [(self._slots[name], row) for name, rows in chosen.items() for row in rows[self._rank::self._world]]
-        # A worker without rows still takes part, with weight zero.
-        batches = self._collated(mine or everything[:1])
         rates: list[float | None] = [None] * (self.bank.slots + 1)
         for name in names:
             job = self.jobs[name]
@@ -210,7 +208,7 @@ class PackTrainer:
         per_slot = torch.ones(self.bank.slots + 1)
         for name in names:
             per_slot[self._slots[name]] = counts[name]
-        losses = self._backward(batches, per_slot, share=1.0 if mine else 0.0)
+        losses = self._backward(chosen, per_slot)
         self.step_number += 1
         self.tokens += sum(len(row.ids) for rows in chosen.values() for row in rows)
         self._updates |= {name: (rates[self._slots[name]], self.optimizer.gradient_norms[self._slots[name]].item())
@@ -219,14 +217,21 @@ class PackTrainer:
         self._let_in()
         return told
 
-    def _backward(self, batches: Sequence[Batch], tokens_per_slot: Tensor, share: float) -> Tensor:
+    def _backward(self, chosen: Mapping[str, Sequence[TokenRow]], tokens_per_slot: Tensor) -> Tensor:
         """Forward, backward and update; returns each slot's token mean."""
-        # the engine averages gradients over the workers, and the sum is wanted
-        steps = {slot: self.progress[name].step for name, slot in self._slots.items()}
-        loss, sums = self.engine(batches, share * self._world / tokens_per_slot, steps)
-        self.engine.backward(loss)
-        self.engine.step()
-        sums = share * sums
+        sums = torch.zeros(self.bank.slots + 1)
+        for part in range(self._accumulate):
+            mine = [(self._slots[name], row) for name, rows in chosen.items()
+                    for row in rows[self._rank::self._world][part::self._accumulate]]
+            share = 1.0 if mine else 0.0
+            # A worker without rows still takes part, with weight zero.
+            batches = self._collated(mine or [(self._slots[name], rows[0]) for name, rows in chosen.items()][:1])
+            steps = {slot: self.progress[name].step * self._accumulate + part for name, slot in self._slots.items()}
+            # the engine averages gradients over workers and parts, and the sum is wanted
+            loss, own = self.engine(batches, share * self._world * self._accumulate / tokens_per_slot, steps)
+            self.engine.backward(loss)
+            self.engine.step()
+            sums += share * own
         if self._world > 1:
             torch.distributed.all_reduce(sums)
         return sums / tokens_per_slot
@@ -309,17 +314,24 @@ def _rank_and_world() -> tuple[int, int]:
 
 
 class PlainEngine:
-    """An engine without DeepSpeed, for one process: the interface `PackTrainer` needs."""
+    """An engine without DeepSpeed, for one process: the interface `PackTrainer` needs.
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    Args:
+        accumulate: backward passes that make one step; each counts its share, as with DeepSpeed.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> None:
         self.module, self._optimizer = module, optimizer
+        self._accumulate, self._passes = accumulate, 0
 
     def __call__(self, *args: Any) -> Any:
         return self.module(*args)
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        (loss / self._accumulate).backward()
 
     def step(self) -> None:
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._passes += 1
+        if self._passes % self._accumulate == 0:
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)

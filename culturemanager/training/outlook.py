@@ -76,7 +76,7 @@ def outlook(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (
     missing = [job for name, job in jobs.items() if known[name] is None]
     if not missing:
         return Outlook(adapters, None, free, 0.0)
-    pack = plan_pack(model, missing, targets, free, config.pack_size)
+    pack = plan_pack(model, missing, targets, free, config)
     return Outlook(adapters, pack, free, pack.operations / (PRODUCT_SHARE * _products_per_second(model)))
 
 

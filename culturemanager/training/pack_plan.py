@@ -7,8 +7,9 @@ adapters, so a pack holds as many as fit; the others wait for a slot.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from culturemanager.errors import TrainingError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from culturemanager.config import TrainingConfig
     from culturemanager.training.loop import AdapterJob
 
 MEMORY_SHARE = 0.8
@@ -55,20 +57,20 @@ class PackPlan:
 
 
 def plan_pack(model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Sequence[str] | None, available_bytes: int,
-              at_once: int = 0) -> PackPlan:
+              config: TrainingConfig) -> PackPlan:
     """Plan a pack.
 
     Args:
         model: the base; its weights are not read, so it may lie on the `meta` device.
         targets: as `AdapterBank` takes them.
         available_bytes: free memory where it will train, the base not yet loaded.
-        at_once: adapters that share a pass; 0: as many as fit.
+        config: `pack_size`, `accumulate` and `activation_checkpointing` of it.
 
     Raises:
         TrainingError: not even one adapter fits.
     """
-    sizes = range(1, len(jobs) + 1) if not at_once else [min(at_once, len(jobs))]
-    plans = [_plan(model, jobs, targets, size) for size in sizes]
+    sizes = [min(config.pack_size, len(jobs))] if config.pack_size else range(1, len(jobs) + 1)
+    plans = [_plan(model, jobs, targets, size, config) for size in sizes]
     fitting = [plan for plan in plans if plan.memory_bytes <= MEMORY_SHARE * available_bytes]
     if not fitting:
         needed, free = plans[0].memory_bytes / 2**30, available_bytes / 2**30
@@ -92,34 +94,39 @@ def free_memory(device: str) -> int:
     return free
 
 
-def _plan(model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Sequence[str] | None, at_once: int) -> PackPlan:
+def _plan(model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Sequence[str] | None, at_once: int,
+          config: TrainingConfig) -> PackPlan:
     wrapped = find_targets(model, targets)
     linear = find_targets(model, None)
     fans = {name: sum(module.weight.shape) for name, module in wrapped.items()}
     rank = max(job.shape.rank for job in jobs)
     # The longest rows and the largest batches may meet in one step.
-    step_tokens = sum(sorted((_step_tokens(job) for job in jobs), reverse=True)[:at_once])
-    labels = sum(sorted((_rows(job) * max(row.label_count for row in job.train) for job in jobs), reverse=True)[:at_once])
+    rows = [-(-min(job.batch_size, len(job.train)) // config.accumulate) for job in jobs]
+    longest = [max(len(row.ids) for row in job.train) for job in jobs]
+    most_labels = [max(row.label_count for row in job.train) for job in jobs]
+    step_tokens = _largest(at_once, map(operator.mul, rows, longest))
+    labels = _largest(at_once, map(operator.mul, rows, most_labels))
     vocabulary = model.get_input_embeddings().num_embeddings
     lowest = min(_layer_number(name) for name in wrapped)
     forward = sum(module.weight.numel() for module in linear.values())
     backward = sum(module.weight.numel() for name, module in linear.items() if _layer_number(name) >= lowest)
+    kept = sum(fans.values())
+    if config.activation_checkpointing:  # every layer's input, and one layer's insides
+        layers = len({_layer_number(name) for name in wrapped})
+        kept = kept // layers + layers * model.config.get_text_config(decoder=True).hidden_size
+        backward += forward
     seen = sum(job.epochs * len(row.ids) for job in jobs for row in job.train)
     return PackPlan(
         adapters=len(jobs), at_once=at_once,
         base_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
         adapter_bytes=at_once * STATES * FLOAT_BYTES * rank * sum(fans.values()),
-        step_bytes=FLOAT_BYTES * (step_tokens * sum(fans.values()) + LOGIT_COPIES * labels * vocabulary),
+        step_bytes=FLOAT_BYTES * (step_tokens * kept + LOGIT_COPIES * labels * vocabulary),
         step_tokens=step_tokens, operations=2 * seen * (forward + backward))
 
 
-def _rows(job: AdapterJob) -> int:
-    """Of its largest step."""
-    return min(job.batch_size, len(job.train))
-
-
-def _step_tokens(job: AdapterJob) -> int:
-    return _rows(job) * max(len(row.ids) for row in job.train)
+def _largest(count: int, values: Iterable[int]) -> int:
+    """Sum of the `count` largest."""
+    return sum(sorted(values, reverse=True)[:count])
 
 
 def _layer_number(name: str) -> int:

@@ -40,6 +40,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     from culturemanager.base_model import load_base_model
     from culturemanager.training.deepspeed import build_engine
     from culturemanager.training.loop import PackTrainer, PlainEngine
+    from culturemanager.training.recompute import recompute_layers
     from culturemanager.training.telemetry import Telemetry
 
     torch.set_num_threads(config.threads_per_worker or os.cpu_count() or 1)
@@ -49,13 +50,17 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     targets = on_last_layers(model, config.last_layers) if config.last_layers else None
     jobs = [read_job(plan, tokenizer, config) for plan in plans]
     bank = AdapterBank(model, slots=_pack_size(folder, model, jobs, targets, config, rank), max_rank=config.rank, targets=targets)
+    if config.activation_checkpointing:
+        recompute_layers(bank)
     rows_per_step = sum(job.batch_size for job in jobs)
 
     def engine(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-        return build_engine(module, optimizer, config, rows_per_step) if use_deepspeed else PlainEngine(module, optimizer)
+        if use_deepspeed:
+            return build_engine(module, optimizer, config, rows_per_step)
+        return PlainEngine(module, optimizer, config.accumulate)
 
     trainer = PackTrainer(bank, jobs, engine, tokenizer.pad_token_id, folder / "checkpoints", config.checkpoint_every,
-                          _products(config.precision, device))
+                          _products(config.precision, device), config.accumulate)
 
     telemetry = Telemetry(trainer, folder) if rank == 0 else None
 
@@ -104,7 +109,7 @@ def _pack_size(folder: Path, model: PreTrainedModel, jobs: Sequence[AdapterJob],
         size = json.loads(path.read_text())["at_once"]
     else:
         loaded = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        size = plan_pack(model, jobs, targets, free_memory(model.device.type) + loaded, config.pack_size).at_once
+        size = plan_pack(model, jobs, targets, free_memory(model.device.type) + loaded, config).at_once
     if torch.distributed.is_initialized():
         least = torch.tensor(size, device=model.device)
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
