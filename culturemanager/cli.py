@@ -31,7 +31,7 @@ STAGES = {
     "index": "Embed the passages and build the FAISS index.",
     "examples": "Write training rows from passages, and check them.",
 }
-ORDER = ("init", "validate", "doctor", "run", *STAGES, "train", "router", "evaluate", "adapters", "ask", "serve")
+ORDER = ("init", "settings", "validate", "doctor", "run", *STAGES, "train", "router", "evaluate", "adapters", "ask", "serve")
 
 
 class RootGroup(TyperGroup):
@@ -72,6 +72,8 @@ def execute(arguments: list[str], debug: bool = False) -> int:
     try:
         code = app(arguments, standalone_mode=False, obj=debug)
     except typer.TyperException as error:
+        if not error.format_message().strip():  # a group without a command has shown its help
+            return 0
         note("error: " + " ".join(error.format_message().split()) + " See `culturemanager --help`.")
         return error.exit_code
     except Exception as error:
@@ -120,7 +122,18 @@ def init(project: ProjectFile = DEFAULT_PROJECT,
 
     for path in starter.write(project, culture):
         console.say(f"wrote {path}")
-    console.say(f"Next: culturemanager run {project}")
+    console.say(f"Next: {_program()} run {project}")
+
+
+@app.command()
+def settings() -> None:
+    """Show every field of a project file: its default, and what it is for."""
+    from culturemanager import console
+    from culturemanager.reference import fields
+
+    for field in fields():
+        console.say(f"{field.name}: {field.default}" if field.default else field.name)
+        console.say(f"    {field.text}")
 
 
 @app.command()
@@ -138,9 +151,15 @@ def validate(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) 
         ("items", len(items.items), loaded.evaluation.items),
         ("systems", len(loaded.evaluation.systems), ", ".join(loaded.evaluation.systems))])
     console.say(f"{project} is fine. Search: {loaded.pages.search.kind}; generator: {loaded.examples.generator.kind}; "
-                f"base model: {loaded.base.path}; workspace: {loaded.workspace_url}")
+                f"base model: {loaded.base.path}{_from_hub(loaded)}; workspace: {loaded.workspace_url}")
     if not items.items:
         _say_no_items(loaded)
+
+
+def _from_hub(project: Project) -> str:
+    """A word of warning where a name that was meant as a folder would be looked for elsewhere."""
+    local = project.base.path == "embedded" or Path(project.base_path).is_absolute()
+    return "" if local else " (from the Hugging Face hub: there is no such folder)"
 
 
 @app.command()
@@ -297,10 +316,13 @@ def ask(text: Annotated[str, typer.Argument(help="The question.")], project: Pro
 @adapters_app.command("list")
 def adapters_list(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) -> None:
     """Every version, and whether it serves."""
-    from culturemanager import artifacts
+    from culturemanager import artifacts, console
 
     loaded = _load(project, overrides)
-    _show_versions(loaded, artifacts.registry(loaded).versions())
+    versions = artifacts.registry(loaded).versions()
+    if not versions:
+        return console.say("No adapter yet; `culturemanager train` makes them.")
+    _show_versions(loaded, versions)
 
 
 def _show_versions(project: Project, versions) -> None:

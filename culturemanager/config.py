@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PositiveInt, PrivateAttr, Tag
 
 from culturemanager.errors import ConfigError
 from culturemanager.yamlfile import read_yaml, validate_model
@@ -26,6 +26,11 @@ class Section(BaseModel):
 def _kind_or(default: str) -> Callable[[Any], Any]:
     """Reads a section without `kind` as the default kind, as a section that is left out is read."""
     return lambda value: {"kind": default, **value} if isinstance(value, dict) else value
+
+
+def _yes_or_no(value: Any) -> Any:
+    """YAML reads an unquoted yes or no as a truth value."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
 class CultureEntry(Section):
@@ -43,6 +48,10 @@ class CultureEntry(Section):
     """`Austrian`, `Austrians`."""
     cues: tuple[str, ...] = ()
     """Cities, festivals and other words that point to the culture."""
+
+
+CultureName = Annotated[Annotated[str, Tag("_id")] | Annotated[CultureEntry, Tag("_entry")],
+                        Discriminator(lambda value: "_entry" if isinstance(value, dict | CultureEntry) else "_id")]
 
 
 class FolderSearch(Section):
@@ -252,10 +261,10 @@ class TrainingConfig(Section):
     """CPUs reserved for a worker."""
     threads_per_worker: int = Field(default=0, ge=0)
     """torch threads in a worker; 0 takes every core of the machine."""
-    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    use_gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_or_no)] = "auto"
     """`auto` uses GPUs if the cluster has them."""
-    zero_stage: Literal[0] = 0
-    """DeepSpeed ZeRO stage."""
+    zero_stage: Literal[0, 1, 2] = 0
+    """DeepSpeed ZeRO stage: workers share the optimizer's state (1) and the gradients (2) of the adapters among them."""
     max_failures: int = Field(default=2, ge=0)
     """Worker failures survived by resuming from the newest whole checkpoint."""
 
@@ -317,7 +326,7 @@ class Project(Section):
     """Where outputs go: a folder or an fsspec URL."""
     seed: int = 0
     """Seed of everything random."""
-    cultures: tuple[str | CultureEntry, ...] = Field(min_length=1)
+    cultures: tuple[CultureName, ...] = Field(min_length=1)
     """Catalogue ids, or cultures of your own."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Task files."""

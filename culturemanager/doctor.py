@@ -20,7 +20,7 @@ from culturemanager.storage import free_bytes
 
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
 GIB = 2**30
-TESTED_PYTHONS = ((3, 11), (3, 12), (3, 13))
+TESTED_PYTHONS = ((3, 11),)
 MEMORY_NEEDED = 4 * GIB
 """The embedded example's peak, Ray included, is under this; a larger base model needs more."""
 DISK_NEEDED = 2 * GIB

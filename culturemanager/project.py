@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from culturemanager import artifacts, config
 from culturemanager.config import Project
-from culturemanager.errors import ConfigError, SynthesisError
+from culturemanager.errors import ConfigError, IncompleteStageError, SynthesisError
 from culturemanager.items import ItemSet
 from culturemanager.records import AdapterVersion, to_rows
 from culturemanager.storage import fingerprint
@@ -136,11 +136,12 @@ def train(project: Project, only: Sequence[str] = (), progress: Progress | None 
     """The cultures' adapters, and those that the compared systems need; only `only`, if given. Needs Ray.
 
     Raises:
-        IncompleteStageError: the examples are not there yet.
+        IncompleteStageError: the examples are not there yet, or are out of date.
         TrainingError: training failed more often than allowed.
     """
     from culturemanager.training import trainer
 
+    require_examples(project)
     names, extra, retrieve = _asked_for(project, only)
     return trainer.train(project, names, extra, progress, retrieve)
 
@@ -149,12 +150,29 @@ def training_outlook(project: Project, only: Sequence[str] = ()) -> Outlook:
     """What `train` would do, without doing it.
 
     Raises:
-        IncompleteStageError: the examples are not there yet.
+        IncompleteStageError: the examples are not there yet, or are out of date.
         TrainingError: not even one adapter fits into memory.
     """
     from culturemanager.training.outlook import outlook
 
+    require_examples(project)
     return outlook(project, *_asked_for(project, only))
+
+
+def require_examples(project: Project) -> None:
+    """Raise unless there are training rows made with the project's present settings.
+
+    Raises:
+        IncompleteStageError: there are none, or they are out of date.
+    """
+    from culturemanager.synthesis import pipeline
+
+    artifacts.workspace(project).stage("examples").manifest()
+    late = [stage for stage, current in pipeline.stage_status(project).items() if not current]
+    if late:
+        raise IncompleteStageError(f"The training rows in {project.workspace_url} were made with other settings, tasks or "
+                                   f"pages (out of date: {', '.join(late)}). Run `culturemanager examples` with this project "
+                                   "file first.")
 
 
 def _asked_for(project: Project, only: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Retrieve | None]:
@@ -175,7 +193,7 @@ def cultures_with_rows(project: Project) -> list[str]:
     """Ids of the cultures with enough training rows, in the project's order.
 
     Raises:
-        IncompleteStageError: the examples are not there yet.
+        IncompleteStageError: the examples are not there yet, or are out of date.
     """
     rows = artifacts.workspace(project).stage("examples").manifest().details["by_culture"]
     minimum = project.examples.minimum
@@ -191,6 +209,7 @@ def fit_router(project: Project, progress: Progress | None = None) -> dict[str, 
     """
     from culturemanager.routing.router import CultureRouter
 
+    require_examples(project)
     workspace, cultures = artifacts.workspace(project), artifacts.cultures(project)
     stage = workspace.stage("router")
     sources = [workspace.stage(name).manifest().files for name in ("examples", "passages")]

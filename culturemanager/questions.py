@@ -24,13 +24,20 @@ def search_passages(project: Project, text: str, culture: str = "", limit: int =
     """The passages nearest to a text, best first; of one culture, if given.
 
     Raises:
-        ConfigError: the culture is not the project's.
+        ConfigError: the text is empty, or the culture is not the project's.
         IncompleteStageError: the index is not there yet.
     """
+    require_text(text)
     artifacts.require_culture(project, culture)
     hits = artifacts.open_index(project, artifacts.open_embedder(project)).search([text], culture=culture or None, limit=limit)[0]
     passages = {(passage.id, passage.culture): passage for passage in artifacts.passages(project)}
     return [FoundPassage(hit.score, passages[hit.passage_id, hit.culture]) for hit in hits]
+
+
+def require_text(text: str) -> None:
+    """Raise `ConfigError` for a text without a word."""
+    if not text.strip():
+        raise ConfigError(f"The text {text!r} is empty; expected a question or some words.")
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,13 @@ def ask(project: Project, text: str, culture: str = "", task: str = "", max_new_
         task: a task's id: the question is put in the task's own words, and only an answer it allows is given.
 
     Raises:
-        ConfigError: a culture or task that the project does not have, or a task with several input fields.
+        ConfigError: an empty text, a culture or task that the project does not have, or a task with several input fields.
         IncompleteStageError: the router is not there yet.
     """
     from culturemanager.chat import chat_ids
     from culturemanager.inference.engine import GenerationRequest, ScoreRequest
 
+    require_text(text)
     artifacts.require_culture(project, culture)
     chosen = _task_of_one_field(project, task) if task else None
     artifacts.workspace(project).stage("router").manifest()  # an error here costs no loading of models

@@ -87,5 +87,6 @@ def _announce(project: Project) -> None:
     key = ' -H "Authorization: Bearer $KEY"' if os.environ.get(settings.api_keys_env) else ""
     console.say(f"Serving {project.name} at {url}")
     console.say(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} "
-                "-d '{\"model\": \"auto\", \"messages\": [{\"role\": \"user\", \"content\": \"Should I tip in Germany?\"}]}'")
+                "-d '{\"model\": \"auto\", \"messages\": [{\"role\": \"user\", "
+                "\"content\": \"Advice, please: Should I take my shoes off in Izmir?\"}]}'")
     console.say("Ctrl-C stops it.")

@@ -9,15 +9,9 @@ from pathlib import Path
 from culturemanager.cultures import resolve_cultures
 from culturemanager.errors import ConfigError
 from culturemanager.storage import write_atomic
+from culturemanager.tasks import examples_folder
 
 EXAMPLE = "etiquette.yaml"
-
-
-def examples_folder() -> Path:
-    """The shipped examples: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    inside = package / "examples"
-    return inside if inside.is_dir() else package.parent / "examples"
 
 
 def write(path: Path, cultures: Sequence[str] = ()) -> list[Path]:
@@ -35,7 +29,7 @@ def write(path: Path, cultures: Sequence[str] = ()) -> list[Path]:
     """
     resolve_cultures(cultures)
     text = (examples_folder() / EXAMPLE).read_text(encoding="utf-8")
-    text = re.sub(r"\A(#.*\n)+", "# Every field is explained in docs/configuration.md and in culturemanager/config.py.\n", text)
+    text = re.sub(r"\A(#.*\n)+", "# `culturemanager settings` explains every field.\n", text)
     text = re.sub(r"(?m)^workspace:.*$", "workspace: runs", text)
     if cultures:
         text = re.sub(r"(?m)^cultures:.*$", f"cultures: [{', '.join(cultures)}]", text)

@@ -94,12 +94,24 @@ class Manifest:
     """What the stage wants to tell: row counts, drops by reason, the index kind."""
 
 
+STAGE_COMMANDS = {"evaluation": "evaluate"}
+"""Stages whose command is called otherwise."""
+
+
 class Workspace:
-    """The root folder of one project's outputs, with one directory a stage."""
+    """The root folder of one project's outputs, with one directory a stage.
+
+    Raises:
+        StorageError: the URL's kind of storage is unknown, or its library is not installed.
+    """
 
     def __init__(self, url: str | Path) -> None:
         self.url = str(url)
-        self.filesystem, self.root = fsspec.core.url_to_fs(self.url)
+        try:
+            self.filesystem, self.root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise StorageError(f"The workspace {self.url} cannot be opened: {error}. Expected a folder, or a URL of a kind that "
+                               "fsspec knows, with its library installed (`pip install s3fs` for s3://).") from error
         self.is_local = "file" in _protocols(self.filesystem)
 
     def stage(self, name: str) -> StageDirectory:
@@ -140,8 +152,9 @@ class StageDirectory:
         """
         path = f"{self.path}/{MANIFEST}"
         if not self._filesystem.exists(path):
-            raise IncompleteStageError(f"The stage {self.name!r} is not complete in {self.workspace.url}. "
-                                       f"Run `culturemanager run`, or the stages before this one.")
+            raise IncompleteStageError(f"The stage {self.name!r} is not complete in {self.workspace.url}. Run it with this "
+                                       f"project file (`culturemanager {STAGE_COMMANDS.get(self.name, self.name)}`), or "
+                                       "everything (`culturemanager run`).")
         try:
             return Manifest(**json.loads(self._filesystem.cat_file(path)))
         except (ValueError, TypeError) as error:

@@ -23,6 +23,13 @@ from culturemanager.yamlfile import read_model
 MAX_RENDERED_CHARACTERS = 20_000
 
 
+def examples_folder() -> Path:
+    """The shipped examples: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "examples"
+    return inside if inside.is_dir() else package.parent / "examples"
+
+
 class TaskFile(BaseModel):
     """The schema of a task's YAML file."""
 
@@ -74,8 +81,15 @@ def load_task(path: str | Path) -> Task:
     spec = read_model(path, TaskFile)
     task = Task(**spec.model_dump())
     for number, seed in enumerate(task.seeds, 1):
-        if set(seed) != {"inputs", "answer"}:
-            raise ConfigError(f"{path}: seed {number} has the keys {sorted(seed)}; expected `inputs` and `answer`.")
+        if set(seed) != {"inputs", "answer"} or not isinstance(seed["inputs"], dict):
+            raise ConfigError(f"{path}: seed {number} is {seed!r:.80}; expected `inputs`, with one value for each field, "
+                              "and `answer`.")
+        if isinstance(seed["answer"], bool):
+            raise ConfigError(f"{path}: seed {number}: the answer is {seed['answer']}, since YAML reads an unquoted yes or no "
+                              'as a truth value; put it in quotes, such as "yes".')
+        options = seed["inputs"].get("options", [])
+        if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+            raise ConfigError(f"{path}: seed {number}: the options are {options!r:.80}; expected a list of texts.")
         try:
             check_answer(task, seed["inputs"], str(seed["answer"]))
             render(task, seed["inputs"])

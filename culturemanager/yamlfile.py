@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 from culturemanager.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
+SHOWN = 3
+"""Errors of one file that are told."""
 
 
 def read_model(path: Path, model: type[Model]) -> Model:
@@ -35,7 +37,7 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}. "
                           "Check the path, or start with `culturemanager init`.") from error
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_OneOfEach)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
@@ -54,21 +56,72 @@ def validate_model(data: Any, model: type[Model], where: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first, *more = error.errors()
-        field = ".".join(str(part) for part in first["loc"]) or "file"
-        value = "" if first["type"] in ("missing", "value_error") else f" (found {first['input']!r:.80})"
-        if first["type"] == "extra_forbidden":
-            message = f"unknown field; known fields here: {_known_fields(model, first['loc'])}"
-        else:
-            message = first["msg"].removeprefix("Value error, ")
-        rest = f" And {len(more)} more." if more else ""
-        raise ConfigError(f"{where}: {field}: {message}{value}.{rest}") from error
+        told = [_in_words(one, model) for one in error.errors()]
+        more = f" And {len(told) - SHOWN} more." if len(told) > SHOWN else ""
+        raise ConfigError(f"{where}: {'; '.join(told[:SHOWN])}.{more}") from error
 
 
-def _known_fields(model: type[BaseModel], location: tuple) -> str:
-    for name in location[:-1]:
-        annotation = model.model_fields[name].annotation if name in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return "see the documentation"
-        model = annotation
-    return ", ".join(model.model_fields)
+EXPECTED = {"tuple_type": "expected a list, such as [one, two]", "list_type": "expected a list, such as [one, two]",
+            "string_type": "expected text", "dict_type": "expected `key: value` pairs",
+            "model_type": "expected `key: value` pairs", "model_attributes_type": "expected `key: value` pairs"}
+"""pydantic's kinds of error in words for somebody who writes YAML."""
+
+
+def _in_words(error: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """One error: the field, what was expected, what was found."""
+    kind = error["type"]
+    parts, section = _place(error["loc"], model)
+    field = ".".join(parts)
+    if kind == "extra_forbidden":
+        return f"{field}: unknown field; known fields here: {', '.join(section.model_fields)}"
+    message = EXPECTED.get(kind, error["msg"].removeprefix("Value error, "))
+    if kind == "too_short":
+        message = f"expected at least {error['ctx']['min_length']} entry"
+    if kind == "string_type" and isinstance(error["input"], bool):
+        message = 'YAML reads an unquoted yes, no, on or off as true or false; put the word in quotes, such as "yes"'
+    found = "" if kind in ("missing", "value_error") else f" (found {error['input']!r:.80})"
+    return f"{field}: {message}{found}" if field else f"{message}{found}"
+
+
+def _place(location: tuple, model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
+    """A location as a user would write it, and the section that its last part was looked for in.
+
+    Where a section is one of several kinds, pydantic puts the kind that was chosen between the two. Kinds whose names
+    begin with an underscore are no fields of the file.
+    """
+    parts: list[str] = []
+    choices: list[type[BaseModel]] = []
+    for number, name in enumerate(location):
+        last = number == len(location) - 1
+        if str(name).startswith("_"):
+            continue
+        if name not in model.model_fields and not isinstance(name, int) and not last:
+            model = next((one for one in choices if str(name) in get_args(one.model_fields["kind"].annotation)), model)
+            continue
+        parts.append(str(name))
+        if name in model.model_fields and not last:
+            choices = list(_models_in(model.model_fields[name].annotation))
+            model = choices[0] if len(choices) == 1 else model
+    return parts, model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+class _OneOfEach(yaml.SafeLoader):
+    """Safe YAML in which no key may stand twice in one mapping: the last one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # the super class says so
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)

@@ -30,7 +30,7 @@ LINES = (
     ("culturemanager.evaluation",),
     ("culturemanager.project", "culturemanager.artifacts", "culturemanager.questions", "culturemanager.serving",
      "culturemanager.cluster", "culturemanager.console", "culturemanager.doctor", "culturemanager.starter",
-     "culturemanager.job", "culturemanager.cli", "jobs", "serve_app"),
+     "culturemanager.reference", "culturemanager.job", "culturemanager.cli", "jobs", "serve_app"),
 )
 APART = {"culturemanager.synthesis", "culturemanager.training", "culturemanager.inference"}
 HEAVY = {"torch", "transformers", "ray", "numpy", "pyarrow", "faiss", "deepspeed", "peft", "sklearn", "scipy", "pandas",

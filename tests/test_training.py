@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -226,62 +225,6 @@ def test_rows_longer_than_the_limit_are_dropped_and_counted(folder):
     rows, dropped = tokenise(tokenizer, [("tip", "yes"), ("tip " * 100, "no")], 64)
     assert len(rows) == 1 and dropped == 1
     assert tokenizer.decode(rows[0].ids[rows[0].prompt_length:]) == "yes <end>"
-
-
-def test_ray_train_with_deepspeed_trains_publishes_and_resumes(folder, tmp_path, ray_cluster):
-    from culturemanager import config
-    from culturemanager.adapters.registry import AdapterRegistry
-    from culturemanager.records import Example, to_rows
-    from culturemanager.storage import Workspace
-    from culturemanager.training import trainer
-
-    (tmp_path / "project.yaml").write_text(f"""
-name: tiny
-workspace: work
-cultures: [turkey, greece]
-tasks: [unused.yaml]
-base: {{path: {folder}}}
-training: {{epochs: 2, batch_size: 4, rank: 4, workers: 2, cpus_per_worker: 0.5, threads_per_worker: 1,
-            learning_rate: 0.005, checkpoint_every: 3}}
-""")
-    project = config.load(tmp_path / "project.yaml")
-    examples = [
-        Example(
-            f"{culture}{n}",
-            culture,
-            "t",
-            {},
-            prompt,
-            completion,
-            ("p",),
-            "u",
-            "d",
-            "q",
-            "g",
-            split="train" if n % 5 else "validation",
-        )
-        for s, culture in enumerate(("turkey", "greece"))
-        for n, (prompt, completion) in enumerate(pairs(20, s))
-    ]
-    with Workspace(project.workspace_url).stage("examples").writing("x") as draft:
-        draft.write_rows(to_rows(examples))
-    ctrl_c = signal.getsignal(signal.SIGINT)
-    versions = trainer.train(project)
-    assert signal.getsignal(signal.SIGINT) is ctrl_c  # Ray Train would keep it
-    assert [version.name for version in versions] == ["turkey-v0001", "greece-v0001"]
-    assert trainer.train(project) == versions
-    registry = AdapterRegistry(tmp_path / "work" / "adapters")
-    curves = json.loads((tmp_path / "work" / "training" / "curves.json").read_text())
-    assert curves["turkey"]["loss"][-1] < curves["turkey"]["loss"][0]
-
-    single = config.load(tmp_path / "project.yaml", ["training.workers=1", "workspace=single"])
-    with Workspace(single.workspace_url).stage("examples").writing("x") as draft:
-        draft.write_rows(to_rows(examples))
-    trainer.train(single)
-    _, two_workers = registry.load("turkey-v0001")
-    _, one_worker = AdapterRegistry(tmp_path / "single" / "adapters").load("turkey-v0001")
-    for key, weights in one_worker.items():
-        torch.testing.assert_close(two_workers[key], weights, rtol=1e-3, atol=1e-5)
 
 
 def test_adapters_that_wait_for_a_slot_end_as_they_do_at_once(folder, tmp_path):

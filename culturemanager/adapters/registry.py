@@ -228,8 +228,11 @@ class AdapterRegistry:
         """
         with self._changing_aliases() as history:
             names = history.get(culture, [])
+            if not names:
+                raise AdapterError(f"{culture!r} has no adapter that serves; those that do are of "
+                                   f"{', '.join(sorted(history)) or 'no culture'}.")
             if len(names) < 2:
-                raise AdapterError(f"{culture!r} has no version promoted before {names[-1] if names else 'any'}; "
+                raise AdapterError(f"{culture!r} has no version promoted before {names[-1]}; "
                                    "promote one by its name.")
             self._verify(names[-2])
             names.pop()

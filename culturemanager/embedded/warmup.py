@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-STEPS = 260
+STEPS = 560
 TOKENS_PER_STEP = 1024
 LEARNING_RATE = 1e-3
 WARMUP_SHARE = 0.05

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,8 +18,11 @@ from culturemanager import prompts, tasks
 from culturemanager.embedded import warmup_templates as patterns
 from culturemanager.embedded.warmup_customs import Custom, base, gerund, one, sentence_case, they, they_gerund
 from culturemanager.records import Culture, Task
+from culturemanager.tasks import examples_folder
 
-TASKS_FOLDER = Path(__file__).parents[2] / "examples" / "tasks"
+SHOWN_OPTIONS = " Options: {{ options | join(' / ') }}"
+"""The warm-up's choices show their options, which the task itself leaves out: to compare them with notes is part of reading."""
+TASKS_FOLDER = examples_folder() / "tasks"
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class Writer:
 
     @cached_property
     def _tasks(self) -> dict[str, Task]:
-        return {name: tasks.load_task(self._folder / f"{name}.yaml") for name in ("acceptability", "choice", "advice")}
+        loaded = {name: tasks.load_task(self._folder / f"{name}.yaml") for name in ("acceptability", "choice", "advice")}
+        return loaded | {"choice": replace(loaded["choice"], template=loaded["choice"].template + SHOWN_OPTIONS)}
 
     def place(self, *others: Place) -> Place:
         """A place other than `others`."""

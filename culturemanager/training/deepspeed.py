@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from culturemanager.config import TrainingConfig
+from culturemanager.training.optimizer import PackedAdamW
 
 
 def deepspeed_config(config: TrainingConfig, rows_per_step: int) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def deepspeed_config(config: TrainingConfig, rows_per_step: int) -> dict[str, An
     }
 
 
-def build_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig, rows_per_step: int) -> Any:
+def build_engine(module: nn.Module, optimizer: PackedAdamW, config: TrainingConfig, rows_per_step: int) -> Any:
     """`deepspeed.initialize` over an initialised process group.
 
     On CPUs DeepSpeed would compile a shared-memory collective on first use, which needs a C++ compiler and
@@ -42,4 +43,6 @@ def build_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: Tr
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config, rows_per_step),
                                       model_parameters=[p for p in module.parameters() if p.requires_grad])
+    if config.zero_stage:
+        optimizer.share_out(torch.distributed.get_rank(), torch.distributed.get_world_size())
     return engine

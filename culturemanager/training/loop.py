@@ -101,28 +101,39 @@ class PackTrainer:
         self._left: dict[str, dict[str, Tensor]] = {}
         """Weights of those that have stopped and made room."""
         self._frozen: FrozenLayers | None = None
-        self.optimizer = PackedAdamW(bank.parameters(), bank.slots + 1)
-        self.engine = engine_factory(PackLoss(bank, products), self.optimizer)
         self._batches: dict[str, Iterator[list[TokenRow]]] = {}
         self._updates: dict[str, tuple[float, float]] = {}
+        self.optimizer = PackedAdamW(bank.parameters(), bank.slots + 1)
         if restored:
             self._restore(*restored)
-        self._frozen = self.engine.module.frozen = self._frozen_layers(products)
         self._let_in()
+        # The engine may copy the weights, so they are there before it is, and so is what the optimizer has of its own after it.
+        self.engine = engine_factory(PackLoss(bank, products), self.optimizer)
+        if restored:
+            self.optimizer.load_tensors({key.removeprefix("optimizer."): value for key, value in restored[0].items()
+                                         if key.startswith("optimizer.")})
+        self._frozen = self.engine.module.frozen = self._frozen_layers(products)
 
-    def _let_in(self) -> None:
-        """Give waiting adapters the slots that are free, and those of adapters that have stopped."""
+    def _let_in(self) -> bool:
+        """Give waiting adapters the slots that are free, and those of adapters that have stopped.
+
+        Returns:
+            Whether a slot changed hands.
+        """
+        changed = False
         for name in [name for name, progress in self.progress.items() if not progress.stopped and name not in self._slots]:
             if len(self._slots) == self.bank.slots:
                 stopped = next((other for other in self._slots if self.progress[other].stopped), None)
                 if stopped is None:
-                    return
+                    break
                 self._left[stopped] = self.bank.tensors(stopped)
                 self.bank.remove(stopped)
                 del self._slots[stopped]
             job = self.jobs[name]
             self._begin(job, self.bank.add(name, job.shape, seed=job.seed))
             self.optimizer.clear(self._slots[name])
+            changed = True
+        return changed
 
     def _begin(self, job: AdapterJob, slot: int) -> None:
         """Everything that is kept for the adapter in a slot."""
@@ -214,7 +225,8 @@ class PackTrainer:
         self._updates |= {name: (rates[self._slots[name]], self.optimizer.gradient_norms[self._slots[name]].item())
                           for name in names}
         told = {name: self._advance(name, losses[self._slots[name]].item(), chosen[name]) for name in names}
-        self._let_in()
+        if self._let_in() and hasattr(self.engine.optimizer, "refresh_fp32_params"):
+            self.engine.optimizer.refresh_fp32_params()  # ZeRO steps on a copy of the weights
         return told
 
     def _backward(self, chosen: Mapping[str, Sequence[TokenRow]], tokens_per_slot: Tensor) -> Tensor:
@@ -283,12 +295,13 @@ class PackTrainer:
         return self._updates.get(name, (0.0, 0.0))
 
     def save(self) -> None:
-        """A checkpoint of every adapter's weights, optimizer state and position."""
+        """A checkpoint of every adapter's weights, optimizer state and position; every worker calls it, the first writes."""
+        optimizer = self.optimizer.tensors()
         if self._rank != 0 or self.checkpoint_folder is None:
             return
         tensors = {f"adapter.{name}.{key}": value for name in [*self._slots, *self._left]
                    for key, value in self.tensors(name).items()}
-        tensors |= {f"optimizer.{key}": value for key, value in self.optimizer.tensors().items()}
+        tensors |= {f"optimizer.{key}": value for key, value in optimizer.items()}
         state = {"step_number": self.step_number, "slots": self._slots,
                  "progress": {name: vars(p) for name, p in self.progress.items()}}
         save_checkpoint(self.checkpoint_folder, self.step_number, tensors, state)
@@ -303,8 +316,6 @@ class PackTrainer:
                 self._begin(self.jobs[name], self.bank.load(name, self.jobs[name].shape, weights, seed=self.jobs[name].seed))
             elif weights:
                 self._left[name] = weights
-        self.optimizer.load_tensors({key.removeprefix("optimizer."): value for key, value in tensors.items()
-                                     if key.startswith("optimizer.")})
 
 
 def _rank_and_world() -> tuple[int, int]:
@@ -321,7 +332,7 @@ class PlainEngine:
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> None:
-        self.module, self._optimizer = module, optimizer
+        self.module, self.optimizer = module, optimizer
         self._accumulate, self._passes = accumulate, 0
 
     def __call__(self, *args: Any) -> Any:
@@ -333,5 +344,5 @@ class PlainEngine:
     def step(self) -> None:
         self._passes += 1
         if self._passes % self._accumulate == 0:
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,75 @@
+"""What a slip in a YAML file is answered with: the field as the user wrote it, what was expected, what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from culturemanager import config
+from culturemanager.config import Project
+from culturemanager.errors import ConfigError
+from culturemanager.reference import fields
+from culturemanager.tasks import load_task
+
+MINIMAL = "name: n\nworkspace: w\ncultures: [turkey]\ntasks: [t.yaml]\n"
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    (MINIMAL.replace("[turkey]", "[{id: austria}]"), "cultures.0.name: Field required."),
+    (MINIMAL.replace("[turkey]", "[{id: a, name: A, countries: A}]"),
+     "cultures.0.countries: expected a list, such as [one, two] (found 'A')"),
+    (MINIMAL.replace("[turkey]", "germany"), "cultures: expected a list, such as [one, two] (found 'germany')"),
+    (MINIMAL.replace("[turkey]", "[]"), "cultures: expected at least 1 entry"),
+    (MINIMAL.replace("[turkey]", "[no]"), "cultures.0: YAML reads an unquoted yes, no, on or off as true or false"),
+    (MINIMAL + "training: 5\n", "training: expected `key: value` pairs (found 5)"),
+    (MINIMAL + "training: {epocs: 5}\n", "training.epocs: unknown field; known fields here: rank, alpha"),
+    (MINIMAL + "pages: {search: {kind: folder, urls: 1}}\n", "pages.search.urls: unknown field; known fields here: kind, path."),
+    (MINIMAL + "pages: {search: {kind: searxng, path: 1}}\n", "pages.search.url: Field required; pages.search.path:"),
+    (MINIMAL + "training: {epochs: 0, rank: 0, alpha: 0, batch_size: 0}\n", "And 1 more."),
+    (MINIMAL + "name: again\n", ":5:1: not valid YAML: the key 'name' stands twice"),
+])
+def test_a_slip_in_a_project_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "project.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        config.load(path)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(("written", "read"), [("yes", "yes"), ("no", "no"), ("auto", "auto"), ('"no"', "no")])
+def test_use_gpu_takes_its_own_words_unquoted(tmp_path: Path, written: str, read: str) -> None:
+    path = tmp_path / "project.yaml"
+    path.write_text(MINIMAL + f"training: {{use_gpu: {written}}}\n")
+    assert config.load(path).training.use_gpu == read
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    ("labels: [yes, no]", "labels.0: YAML reads an unquoted yes, no, on or off"),
+    ('labels: ["yes", "no"]\nseeds: [{inputs: {a: x}, answer: yes}]', "the answer is True, since YAML reads an unquoted yes"),
+    ('labels: ["yes", "no"]\nseeds: [{inputs: hello, answer: "yes"}]', "expected `inputs`, with one value for each field"),
+    ('labels: ["yes", "no"]\nseeds: [{inputs: null, answer: "yes"}]', "expected `inputs`, with one value for each field"),
+])
+def test_a_slip_in_a_task_is_named(tmp_path: Path, changes: str, expected: str) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_text(f'id: t\nkind: classification\ninstruction: i\nfields: [a]\ntemplate: "{{{{ a }}}}"\n{changes}\n')
+    with pytest.raises(ConfigError) as error:
+        load_task(path)
+    assert expected in str(error.value)
+
+
+def test_options_of_a_seed_are_a_list_of_texts(tmp_path: Path) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_text('id: t\nkind: multiple_choice\ninstruction: i\nfields: [a, options]\ntemplate: "{{ a }}"\n'
+                    "seeds: [{inputs: {a: x, options: 3}, answer: y}]\n")
+    with pytest.raises(ConfigError, match="the options are 3; expected a list of texts"):
+        load_task(path)
+
+
+def test_every_field_of_the_project_file_is_explained() -> None:
+    known = {field.name: field for field in fields()}
+    assert all(field.text for field in known.values())
+    assert known["training.use_gpu"].default == "auto" and known["evaluation.shots"].default == "3"
+    assert {f"training.{name}" for name in config.TrainingConfig.model_fields} <= known.keys()
+    assert set(Project.model_fields) <= known.keys()
+    assert known["pages.search[searxng].url"].text.startswith("Root of the instance")

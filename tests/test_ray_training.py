@@ -1,0 +1,119 @@
+"""Under Ray Train with a DeepSpeed engine: the same adapters as in one quiet process, also after a worker is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from culturemanager import config
+from culturemanager.adapters.registry import AdapterRegistry
+from culturemanager.config import Project
+from culturemanager.records import Example, to_rows
+from culturemanager.storage import Workspace
+from culturemanager.training import trainer
+from culturemanager.training.worker import PLAN, RESULT, run_pack
+from tests.test_training import pairs
+from tests.tiny_model import build_tiny_model
+
+CULTURES = ("turkey", "greece")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def make_project(place: Path, model: Path, *overrides: str) -> Project:
+    """A project of two cultures whose examples are there."""
+    (place / "project.yaml").write_text(f"""
+name: tiny
+workspace: work
+cultures: [{", ".join(CULTURES)}]
+tasks: [unused.yaml]
+base: {{path: {model}}}
+training: {{epochs: 2, batch_size: 4, rank: 4, cpus_per_worker: 0.5, threads_per_worker: 1, learning_rate: 0.005,
+            checkpoint_every: 3}}
+""")
+    project = config.load(place / "project.yaml", overrides)
+    examples = [Example(f"{culture}{n}", culture, "t", {}, prompt, completion, ("p",), "u", "d", "q", "g",
+                        split="train" if n % 5 else "validation")
+                for seed, culture in enumerate(CULTURES) for n, (prompt, completion) in enumerate(pairs(20, seed))]
+    with Workspace(project.workspace_url).stage("examples").writing("x") as draft:
+        draft.write_rows(to_rows(examples))
+    return project
+
+
+def pack_folder(project: Project) -> Path:
+    """Where the project's only pack was trained."""
+    return next(Path(project.workspace_url, "training").glob(f"*/{PLAN}")).parent
+
+
+def trained_quietly(project: Project, place: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The same plan trained in this process, without Ray and DeepSpeed and without a disturbance."""
+    place.mkdir()
+    shutil.copy(pack_folder(project) / PLAN, place / PLAN)
+    threads = torch.get_num_threads()
+    run_pack(place, project.training, project.base_path, project.base.dtype)
+    torch.set_num_threads(threads)
+    return {culture: load_file(place / RESULT / f"{culture}.safetensors") for culture in CULTURES}
+
+
+def assert_published(project: Project, expected: dict[str, dict[str, torch.Tensor]], tolerance: float) -> None:
+    registry = AdapterRegistry(Path(project.workspace_url, "adapters"))
+    for culture in CULTURES:
+        weights = registry.load(f"{culture}-v0001")[1]
+        for key, tensor in expected[culture].items():
+            torch.testing.assert_close(weights[key], tensor, rtol=tolerance, atol=tolerance * tensor.abs().max().item())
+
+
+@pytest.mark.parametrize("settings", [("training.zero_stage=0",),
+                                      ("training.zero_stage=2", "training.pack_size=1", "training.accumulate=2")])
+def test_two_workers_train_publish_and_end_as_one_process_does(folder, tmp_path, ray_cluster, settings):
+    project = make_project(tmp_path, folder, "training.workers=2", *settings)
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    versions = trainer.train(project)
+    assert signal.getsignal(signal.SIGINT) is ctrl_c  # Ray Train would keep it
+    assert [version.name for version in versions] == ["turkey-v0001", "greece-v0001"]
+    assert trainer.train(project) == versions
+    curves = json.loads(Path(project.workspace_url, "training", "curves.json").read_text())
+    assert curves["turkey"]["loss"][-1] < curves["turkey"]["loss"][0]
+    assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-3)
+
+
+def test_a_killed_worker_is_replaced_and_ends_with_the_same_weights(folder, tmp_path, ray_cluster):
+    project = make_project(tmp_path, folder, "training.epochs=60")
+    killed: list[int] = []
+
+    def kill_the_first_worker() -> None:
+        while not list(Path(project.workspace_url, "training").glob("*/checkpoints/step-*/state.json")):
+            time.sleep(0.01)
+        killed.append(worker_pid())
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_first_worker, daemon=True)
+    killer.start()
+    trainer.train(project)
+    killer.join(timeout=1)
+    assert len(killed) == 1
+    with contextlib.suppress(ProcessLookupError):
+        pytest.fail(f"worker {killed[0]} is alive: {os.kill(killed[0], 0)}")
+    assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-4)
+
+
+def worker_pid() -> int:
+    """The process of the one Ray Train worker that is alive."""
+    from ray.util.state import list_actors
+
+    alive = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    (worker,) = alive
+    return worker.pid
