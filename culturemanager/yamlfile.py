@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -56,7 +56,7 @@ def validate_model(data: Any, model: type[Model], where: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        told = [_in_words(one, model) for one in error.errors()]
+        told = [_in_words(one, model) for one in _own(error.errors())]
         more = f" And {len(told) - SHOWN} more." if len(told) > SHOWN else ""
         raise ConfigError(f"{where}: {'; '.join(told[:SHOWN])}.{more}") from error
 
@@ -65,6 +65,12 @@ EXPECTED = {"tuple_type": "expected a list, such as [one, two]", "list_type": "e
             "string_type": "expected text", "dict_type": "expected `key: value` pairs",
             "model_type": "expected `key: value` pairs", "model_attributes_type": "expected `key: value` pairs"}
 """pydantic's kinds of error in words for somebody who writes YAML."""
+
+
+def _own(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Without those that only follow from others: a list is not too short whose entries are wrong."""
+    return [one for one in errors if one["type"] != "too_short"
+            or not any(other is not one and other["loc"][:len(one["loc"])] == one["loc"] for other in errors)]
 
 
 def _in_words(error: Mapping[str, Any], model: type[BaseModel]) -> str:

@@ -146,11 +146,9 @@ class PackTrainer:
     def _frozen_layers(self, products: torch.dtype) -> FrozenLayers | None:
         """What keeps the outputs below the adapters, where that saves work.
 
-        Every worker computes all rows once, and sees a share of them each epoch. Parameters that DeepSpeed has
-        partitioned (ZeRO 3) are there inside its own passes only.
+        Every worker computes all rows once, and sees a share of them each epoch.
         """
-        sharded = any(hasattr(parameter, "ds_id") for parameter in self.bank.model.parameters())
-        if sharded or max(job.epochs for job in self.jobs.values()) <= self._world:
+        if max(job.epochs for job in self.jobs.values()) <= self._world:
             return None
         rows = [[*job.train, *job.validation] for job in self.jobs.values()]
         layers = FrozenLayers(self.bank, products, self.pad_id, self._capacity)
