@@ -250,7 +250,7 @@ class TrainingConfig(Section):
     accumulate: int = Field(default=1, ge=1)
     """Passes that the rows of one step are spread over: less memory, the same step."""
     activation_checkpointing: bool = False
-    """Compute layers again in the backward pass instead of keeping them: less memory, about a third more arithmetic."""
+    """Compute layers again in the backward pass instead of keeping them: less memory, about half more arithmetic."""
     pack_size: int = Field(default=0, ge=0)
     """Adapters that train at once; the others wait for a slot. 0: as many as memory holds."""
     checkpoint_every: int = Field(default=50, ge=1)

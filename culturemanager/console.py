@@ -65,7 +65,7 @@ def training_plan(outlook: Outlook) -> None:
     pack = outlook.pack
     if pack is None:
         return say("Every adapter is trained on these rows and settings; there is nothing to do.")
-    sizes = {"base": pack.base_bytes, "adapters": pack.adapter_bytes, "a step": pack.step_bytes}
+    sizes = {"base": pack.base_bytes, "adapters": pack.adapter_bytes, "a step": pack.step_bytes, "kept": pack.kept_bytes}
     say(f"{pack.adapters} to train, {pack.at_once} at once, up to {pack.step_tokens:,} tokens a step. Memory: about "
         f"{pack.memory_bytes / 2**30:.1f} GiB ({', '.join(f'{name} {size / 2**30:.1f}' for name, size in sizes.items())}) of "
         f"{outlook.free_bytes / 2**30:.1f} GiB free. Time: about {max(1, round(outlook.seconds / 60))} min on this machine.")

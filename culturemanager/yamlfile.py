@@ -124,6 +124,8 @@ class _OneOfEach(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # `<<` may stand more than once, and what it brings in may be given again
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 continue  # the super class says so

@@ -37,6 +37,12 @@ def test_a_slip_in_a_project_file_is_named(tmp_path: Path, text: str, expected: 
     assert expected in str(error.value)
 
 
+def test_what_an_anchor_brings_in_may_be_changed(tmp_path: Path) -> None:
+    path = tmp_path / "project.yaml"
+    path.write_text(MINIMAL.replace("[turkey]", "[&a {id: a, name: A}, {<<: *a, id: b}]"))
+    assert [(culture.id, culture.name) for culture in config.load(path).cultures] == [("a", "A"), ("b", "A")]
+
+
 @pytest.mark.parametrize(("written", "read"), [("yes", "yes"), ("no", "no"), ("auto", "auto"), ('"no"', "no")])
 def test_use_gpu_takes_its_own_words_unquoted(tmp_path: Path, written: str, read: str) -> None:
     path = tmp_path / "project.yaml"

@@ -260,6 +260,7 @@ def test_a_pack_holds_as_many_adapters_as_memory_does(folder):
     tight = int((whole.memory_bytes - 1) / MEMORY_SHARE)
     assert plan_pack(model, jobs, None, tight, TrainingConfig()).at_once == 2
     assert plan_pack(model, jobs, None, 2**40, TrainingConfig(pack_size=1)).at_once == 1
+    assert plan_pack(model, jobs, None, 0, TrainingConfig(pack_size=2)).at_once == 2  # the user's word
     with pytest.raises(TrainingError, match=r"Training 1 adapter at once takes.*batch_size"):
         plan_pack(model, jobs, None, whole.base_bytes, TrainingConfig())
     fewer_layers = plan_pack(model, jobs, on_last_layers(model, 1), 2**40, TrainingConfig())

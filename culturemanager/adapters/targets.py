@@ -54,15 +54,21 @@ def find_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> dict[
     return chosen
 
 
+def layer_number(name: str) -> int:
+    """The decoder layer that a module lies in, by its full name; -1 if in none."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found.group(1)) if found else -1
+
+
 def on_last_layers(model: PreTrainedModel, count: int) -> list[str]:
     """Full names of the layers that `find_targets` would wrap, as far as they lie in the last `count` decoder layers.
 
     Raises:
         AdapterError: the model has fewer decoder layers.
     """
-    numbered = {name: int(found.group(1)) for name in find_targets(model, None) if (found := re.search(r"\.(\d+)\.", name))}
-    layers = max(numbered.values(), default=-1) + 1
+    numbered = {name: layer_number(name) for name in find_targets(model, None)}
+    layers = max(numbered.values()) + 1
     if count > layers:
         raise AdapterError(f"{type(model).__name__} has {layers} decoder layers, of which adapters were to lie on the last "
                            f"{count}. Lower `training.last_layers`, or set it to 0 for all.")
-    return [name for name, number in numbered.items() if number >= layers - count]
+    return [name for name, number in numbered.items() if number >= max(0, layers - count)]

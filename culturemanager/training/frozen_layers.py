@@ -1,7 +1,7 @@
 """The layers below the lowest adapter give a row the same output at every visit, so it is computed once and kept.
 
 An adapter's rows go through those layers at its first step, in batches that depend on them alone, and later steps
-start above. With adapters on the last 12 of 30 layers, two epochs then cost what 1.6 did.
+start above.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from culturemanager.adapters.bank import AdapterBank
 from culturemanager.training.rows import Batch, TokenRow, collate
+from culturemanager.training.trunk import probe_rows, same, trunk_output
 
 ROWS_AT_ONCE = 64
 KEPT_BYTES = 2**30
-SAME_OUTPUT = 0.02
-"""Largest relative difference that rounding makes (bfloat16) between one pass and two halves."""
+"""States beyond this are not kept."""
 
 
 def decoder_layers(bank: AdapterBank) -> tuple[list[nn.Module], int]:
@@ -30,6 +31,12 @@ def decoder_layers(bank: AdapterBank) -> tuple[list[nn.Module], int]:
         return [], 0
     layers = bank.model.get_submodule(found[0].group(1))
     return (list(layers), min(int(match.group(2)) for match in found)) if isinstance(layers, nn.ModuleList) else ([], 0)
+
+
+def kept_bytes(model: PreTrainedModel, rows: Sequence[Sequence[TokenRow]]) -> int:
+    """What the states of these rows take, those of each adapter apart."""
+    tokens = sum(len(row.ids) for own in rows for row in set(own))
+    return tokens * model.config.get_text_config(decoder=True).hidden_size * model.dtype.itemsize
 
 
 class FrozenLayers:
@@ -57,9 +64,7 @@ class FrozenLayers:
         """
         if not self._below:
             return False
-        width = self._model.config.get_text_config(decoder=True).hidden_size
-        tokens = sum(len(row.ids) for own in rows for row in set(own))
-        return tokens * width * self._model.dtype.itemsize <= KEPT_BYTES and self._halves_make_a_whole()
+        return kept_bytes(self._model, rows) <= KEPT_BYTES and self._halves_make_a_whole()
 
     def put(self, slot: int, rows: Sequence[TokenRow]) -> None:
         """The rows of the adapter that lies in a slot now, those of training and those of validation."""
@@ -69,20 +74,18 @@ class FrozenLayers:
     @torch.no_grad()
     def _halves_make_a_whole(self) -> bool:
         """Models that pass more than one tensor from layer to layer, or look at the input again, do not begin midway."""
-        vocabulary = self._model.get_input_embeddings().num_embeddings
-        rows = [(0, TokenRow(tuple((7 * number + 11 * i) % vocabulary for i in range(6 + number)), 1)) for number in range(2)]
-        batch = collate(rows, self._pad_id, self._capacity)[0].to(self._model.device)
+        batch = collate(probe_rows(self._model), self._pad_id, self._capacity)[0].to(self._model.device)
         passed_on: list[object] = []
         hook = self._layers[0].register_forward_hook(lambda _module, _inputs, output: passed_on.append(output))
         with hook, self._precision():
-            whole = self._trunk(batch)
+            whole = trunk_output(self._model, batch)
         if not isinstance(passed_on[0], Tensor):
             return False
         with self._precision():
             states = self._below_adapters(batch)
             with self.above(states):
-                halves = self._trunk(batch)
-        return bool((whole - halves).abs().max() <= SAME_OUTPUT * whole.abs().max())
+                halves = trunk_output(self._model, batch)
+        return same(whole, halves)
 
     def fill(self, batch: Batch) -> Batch:
         """The batch with the states that a pass above the frozen layers begins from; computes those not yet kept."""
@@ -108,10 +111,6 @@ class FrozenLayers:
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._model.device.type, self._products, enabled=self._products != torch.float32)
 
-    def _trunk(self, batch: Batch) -> Tensor:
-        return self._model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                                      position_ids=batch.position_ids, use_cache=False).last_hidden_state
-
     def _below_adapters(self, batch: Batch) -> Tensor:
         """What the lowest layer with an adapter gets, [sequences, length, hidden]."""
         seen: list[Tensor] = []
@@ -121,7 +120,7 @@ class FrozenLayers:
             return hidden_states
 
         with _computing(take, self._layers[self._below:]):
-            self._trunk(batch)
+            trunk_output(self._model, batch)
         return seen[0]
 
     @contextlib.contextmanager

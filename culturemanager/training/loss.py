@@ -11,12 +11,11 @@ from transformers import PreTrainedModel
 
 from culturemanager.adapters.bank import AdapterBank
 from culturemanager.training.frozen_layers import FrozenLayers
-from culturemanager.training.rows import Batch, TokenRow, collate
+from culturemanager.training.rows import Batch, collate
+from culturemanager.training.trunk import probe_rows, same, trunk_output
 
 SEQUENCE_TOKENS = 256
 """An adapter's short rows share sequences up to this length."""
-SAME_OUTPUT = 0.02
-"""Largest relative difference that rounding makes (bfloat16) between a row alone and one in a shared sequence."""
 
 
 class PackLoss(nn.Module):
@@ -64,8 +63,7 @@ class PackLoss(nn.Module):
     def _hidden(self, batch: Batch, step: Mapping[int, int] | None) -> Tensor:
         start = contextlib.nullcontext() if batch.states is None else self.frozen.above(batch.states)
         with self._bank.rows(batch.slots, step=step, lengths=batch.lengths), start:
-            return self.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                                         position_ids=batch.position_ids, use_cache=False).last_hidden_state
+            return trunk_output(self.model, batch)
 
 
 @torch.no_grad()
@@ -74,16 +72,11 @@ def rows_share_sequences(bank: AdapterBank, pad_id: int) -> bool:
 
     Models with a state in place of attention do not, and rows of theirs must not share a sequence.
     """
-    vocabulary = bank.model.get_input_embeddings().num_embeddings
-    rows = [(0, TokenRow(tuple((7 * number + 11 * i) % vocabulary for i in range(6 + number)), 1)) for number in range(2)]
     outputs = []
     for capacity in (0, SEQUENCE_TOKENS):
-        batch = collate(rows, pad_id, capacity)[0].to(bank.model.device)
-        hidden = bank.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                                       position_ids=batch.position_ids, use_cache=False).last_hidden_state
-        outputs.append(hidden[batch.label_sequences, batch.label_columns].float())
-    alone, together = outputs
-    return bool((alone - together).abs().max() <= SAME_OUTPUT * alone.abs().max())
+        batch = collate(probe_rows(bank.model), pad_id, capacity)[0].to(bank.model.device)
+        outputs.append(trunk_output(bank.model, batch)[batch.label_sequences, batch.label_columns].float())
+    return same(*outputs)
 
 
 def head(model: PreTrainedModel) -> nn.Module:

@@ -8,18 +8,19 @@ adapters, so a pack holds as many as fit; the others wait for a slot.
 from __future__ import annotations
 
 import operator
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
-from culturemanager.adapters.targets import find_targets
+from culturemanager.adapters.targets import find_targets, layer_number
 from culturemanager.errors import TrainingError
+from culturemanager.training.frozen_layers import KEPT_BYTES, kept_bytes
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
     from culturemanager.config import TrainingConfig
@@ -46,14 +47,16 @@ class PackPlan:
     """Of all that train at once."""
     step_bytes: int
     """What one step's tokens leave for the backward pass, and their logits."""
+    kept_bytes: int
+    """Outputs of the layers below the adapters."""
     step_tokens: int
     """Most tokens of one step."""
     operations: int
-    """Of the linear layers, over the whole training."""
+    """Of the linear layers, over the whole training, without what kept outputs save."""
 
     @property
     def memory_bytes(self) -> int:
-        return self.base_bytes + self.adapter_bytes + self.step_bytes
+        return self.base_bytes + self.adapter_bytes + self.step_bytes + self.kept_bytes
 
 
 def plan_pack(model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Sequence[str] | None, available_bytes: int,
@@ -64,21 +67,24 @@ def plan_pack(model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Seque
         model: the base; its weights are not read, so it may lie on the `meta` device.
         targets: as `AdapterBank` takes them.
         available_bytes: free memory where it will train, the base not yet loaded.
-        config: `pack_size`, `accumulate` and `activation_checkpointing` of it.
+        config: `pack_size`, which is taken as it is, `accumulate` and `activation_checkpointing` of it.
 
     Raises:
         TrainingError: not even one adapter fits.
     """
-    sizes = [min(config.pack_size, len(jobs))] if config.pack_size else range(1, len(jobs) + 1)
-    plans = [_plan(model, jobs, targets, size, config) for size in sizes]
-    fitting = [plan for plan in plans if plan.memory_bytes <= MEMORY_SHARE * available_bytes]
+    wrapped, linear = find_targets(model, targets), find_targets(model, None)
+
+    def plan(at_once: int) -> PackPlan:
+        return _plan(model, jobs, wrapped, linear, at_once, config)
+
+    if config.pack_size:
+        return plan(min(config.pack_size, len(jobs)))
+    fitting = [size for size in range(1, len(jobs) + 1) if plan(size).memory_bytes <= MEMORY_SHARE * available_bytes]
     if not fitting:
-        needed, free = plans[0].memory_bytes / 2**30, available_bytes / 2**30
-        number = f"{plans[0].at_once} adapter{'s' * (plans[0].at_once > 1)}"
-        raise TrainingError(f"Training {number} at once takes about {needed:.1f} GiB, and "
-                            f" {MEMORY_SHARE:.0%} of {free:.1f} GiB may be used. Lower `training.batch_size` or "
-                            "`training.pack_size`, or adapt fewer layers with `training.last_layers`.")
-    return fitting[-1]
+        raise TrainingError(f"Training 1 adapter at once takes about {plan(1).memory_bytes / 2**30:.1f} GiB, and "
+                            f"{MEMORY_SHARE:.0%} of {available_bytes / 2**30:.1f} GiB may be used. Lower `training.batch_size`, "
+                            "adapt fewer layers with `training.last_layers`, or set `training.pack_size: 1` to try all the same.")
+    return plan(fitting[-1])
 
 
 def free_memory(device: str) -> int:
@@ -88,16 +94,21 @@ def free_memory(device: str) -> int:
 
         return torch.cuda.mem_get_info()[0]
     free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()).isdigit():
+        figures = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = int(figures["inactive_file"]) + int(figures["active_file"])  # given back when it is asked for
+        free = min(free, int(limit) - int((group / "memory.current").read_text()) + cached)
     return free
 
 
-def _plan(model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Sequence[str] | None, at_once: int,
-          config: TrainingConfig) -> PackPlan:
-    wrapped = find_targets(model, targets)
-    linear = find_targets(model, None)
+def base_bytes(model: PreTrainedModel) -> int:
+    """What the base's own weights take."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _plan(model: PreTrainedModel, jobs: Sequence[AdapterJob], wrapped: Mapping[str, nn.Module],
+          linear: Mapping[str, nn.Module], at_once: int, config: TrainingConfig) -> PackPlan:
     fans = {name: sum(module.weight.shape) for name, module in wrapped.items()}
     rank = max(job.shape.rank for job in jobs)
     # The longest rows and the largest batches may meet in one step.
@@ -107,18 +118,19 @@ def _plan(model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Sequence[
     step_tokens = _largest(at_once, map(operator.mul, rows, longest))
     labels = _largest(at_once, map(operator.mul, rows, most_labels))
     vocabulary = model.get_input_embeddings().num_embeddings
-    lowest = min(_layer_number(name) for name in wrapped)
+    lowest = min(layer_number(name) for name in wrapped)
     forward = sum(module.weight.numel() for module in linear.values())
-    backward = sum(module.weight.numel() for name, module in linear.items() if _layer_number(name) >= lowest)
+    backward = sum(module.weight.numel() for name, module in linear.items() if layer_number(name) >= lowest)
     kept = sum(fans.values())
     if config.activation_checkpointing:  # every layer's input, and one layer's insides
-        layers = len({_layer_number(name) for name in wrapped})
+        layers = len({layer_number(name) for name in wrapped})
         kept = kept // layers + layers * model.config.get_text_config(decoder=True).hidden_size
-        backward += forward
+        backward *= 2
+    states = kept_bytes(model, [[*job.train, *job.validation] for job in jobs])
     seen = sum(job.epochs * len(row.ids) for job in jobs for row in job.train)
     return PackPlan(
         adapters=len(jobs), at_once=at_once,
-        base_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        base_bytes=base_bytes(model), kept_bytes=states if lowest > 0 and states <= KEPT_BYTES else 0,
         adapter_bytes=at_once * STATES * FLOAT_BYTES * rank * sum(fans.values()),
         step_bytes=FLOAT_BYTES * (step_tokens * kept + LOGIT_COPIES * labels * vocabulary),
         step_tokens=step_tokens, operations=2 * seen * (forward + backward))
@@ -127,8 +139,3 @@ def _plan(model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Sequence[
 def _largest(count: int, values: Iterable[int]) -> int:
     """Sum of the `count` largest."""
     return sum(sorted(values, reverse=True)[:count])
-
-
-def _layer_number(name: str) -> int:
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found.group(1)) if found else 0

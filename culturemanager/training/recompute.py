@@ -1,7 +1,8 @@
 """Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): decoder layers are computed again in the backward pass.
 
-Between the two passes a layer keeps its input only, so a step's memory falls to about one layer's, for about a
-third more arithmetic.
+Between the two passes a layer keeps its input only, so a step's memory falls to about one layer's, for
+another forward pass through it: about half more arithmetic there, since a frozen base's backward pass stops at the
+activations.
 """
 
 from __future__ import annotations

@@ -102,14 +102,13 @@ def _pack_size(folder: Path, model: PreTrainedModel, jobs: Sequence[AdapterJob],
     """How many adapters share a pass: decided once, so that a resumed run finds them in the same slots."""
     import torch
 
-    from culturemanager.training.pack_plan import free_memory, plan_pack
+    from culturemanager.training.pack_plan import base_bytes, free_memory, plan_pack
 
     path = folder / PACK
     if path.exists():
         size = json.loads(path.read_text())["at_once"]
     else:
-        loaded = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        size = plan_pack(model, jobs, targets, free_memory(model.device.type) + loaded, config).at_once
+        size = plan_pack(model, jobs, targets, free_memory(model.device.type) + base_bytes(model), config).at_once
     if torch.distributed.is_initialized():
         least = torch.tensor(size, device=model.device)
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
