@@ -11,7 +11,7 @@ from culturemanager.config import Project
 from culturemanager.storage import Workspace
 from culturemanager.training.plan import Retrieve
 from culturemanager.training.trainer import plans_of
-from culturemanager.training.worker import read_job
+from culturemanager.training.worker import adapted_layers, read_job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,7 +57,6 @@ def outlook(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (
     import torch
 
     from culturemanager.adapters.registry import AdapterRegistry
-    from culturemanager.adapters.targets import on_last_layers
     from culturemanager.base_model import load_outline, resolve_base_model
     from culturemanager.training.pack_plan import free_memory, plan_pack
 
@@ -72,11 +71,10 @@ def outlook(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (
                                     max(len(row.ids) for row in job.train), job.total_steps,
                                     known[name].name if known[name] else "") for name, job in jobs.items())
     free = free_memory("cuda" if torch.cuda.is_available() else "cpu")
-    targets = on_last_layers(model, config.last_layers) if config.last_layers else None
     missing = [job for name, job in jobs.items() if known[name] is None]
     if not missing:
         return Outlook(adapters, None, free, 0.0)
-    pack = plan_pack(model, missing, targets, free, config)
+    pack = plan_pack(model, missing, adapted_layers(model, config), free, config)
     return Outlook(adapters, pack, free, pack.operations / (PRODUCT_SHARE * _products_per_second(model)))
 
 

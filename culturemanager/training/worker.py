@@ -36,7 +36,6 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
 
     from culturemanager import metrics
     from culturemanager.adapters.bank import AdapterBank
-    from culturemanager.adapters.targets import on_last_layers
     from culturemanager.base_model import load_base_model
     from culturemanager.training.deepspeed import build_engine
     from culturemanager.training.loop import PackTrainer, PlainEngine
@@ -47,7 +46,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer = load_base_model(base_path, dtype, device)
     plans = [AdapterPlan(**values) for values in json.loads((folder / PLAN).read_text())]
-    targets = on_last_layers(model, config.last_layers) if config.last_layers else None
+    targets = adapted_layers(model, config)
     jobs = [read_job(plan, tokenizer, config) for plan in plans]
     bank = AdapterBank(model, slots=_pack_size(folder, model, jobs, targets, config, rank), max_rank=config.rank, targets=targets)
     if config.activation_checkpointing:
@@ -75,6 +74,13 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
         telemetry.close()
         metrics.count("culturemanager_tokens", trainer.tokens, kind="train")
         _write_result(trainer, folder, plans)
+
+
+def adapted_layers(model: PreTrainedModel, config: TrainingConfig) -> list[str] | None:
+    """The targets that `training.last_layers` means, as `AdapterBank` takes them."""
+    from culturemanager.adapters.targets import on_last_layers
+
+    return on_last_layers(model, config.last_layers) if config.last_layers else None
 
 
 def read_job(plan: AdapterPlan, tokenizer: PreTrainedTokenizerBase, config: TrainingConfig) -> AdapterJob:
