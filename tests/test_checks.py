@@ -1,5 +1,6 @@
 """A candidate becomes a training row only if it passes every check, and each drop is counted by reason."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,16 @@ def test_the_most_frequent_label_is_limited_and_nothing_else_goes():
     assert [row.completion for row in outcome.examples].count("no") == 4 and len(outcome.examples) == 7
     assert outcome.dropped == {"balance: label too frequent": 8}
     assert run(*reversed(noes), *yeses, max_label_share=0.6).dropped == outcome.dropped
+
+
+def test_labels_are_balanced_in_the_rows_that_stay():
+    flowers = "Guests should bring flowers for the host."
+    noes = [candidate(inputs={"behaviour": f"Slurping soup number {n}."}) for n in range(40)]
+    yeses = [candidate(inputs={"behaviour": f"Bringing flowers number {n}."}, answer="yes", quote=flowers) for n in range(40)]
+    for wanted in (10, 11, 60):
+        rows = run(*noes, *yeses, max_label_share=0.6, per_culture_and_task=wanted).examples
+        said = [row.completion for row in rows]
+        assert len(rows) == wanted and max(map(said.count, said)) <= math.ceil(0.6 * wanted)
 
 
 def test_validation_rows_are_held_back_by_content():

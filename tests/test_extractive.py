@@ -1,5 +1,6 @@
 """The extractive generator writes each task's format from norm sentences, with other cultures' practices as wrong options."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,19 @@ def test_a_judgement_becomes_rows_with_its_culture_s_label(generator):
     for culture, answer in (("turkey", "no"), ("united_states", "yes")):
         found = {row.inputs["behaviour"]: row.answer for row in rows(generator, culture, "acceptability")}
         assert found["Keeping your shoes on inside a home."] == answer
+
+
+def test_what_refers_back_is_an_answer_and_no_question():
+    text = "Keeping shoes on inside is rude in Turkey. Guests should take them off at the door."
+    passage = replace(PASSAGES[0], text=text)
+    generator = ExtractiveGenerator([passage], CULTURES, WordEmbedder())
+    judged = list(generator.generate(CULTURES[0], load_task(FOLDER / "acceptability.yaml"), [passage]))
+    advised = list(generator.generate(CULTURES[0], load_task(FOLDER / "advice.yaml"), [passage]))
+    assert judged and not any("them" in row.inputs["behaviour"] for row in judged)
+    assert {row.answer for row in advised} == {"take them off at the door"}
+    alone = replace(passage, text="In Turkey, guests should take them off at the door.")
+    assert not list(ExtractiveGenerator([alone], CULTURES, WordEmbedder()).generate(
+        CULTURES[0], load_task(FOLDER / "advice.yaml"), [alone]))
 
 
 def test_advice_answers_a_question_about_the_judged_matter(generator):

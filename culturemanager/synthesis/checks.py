@@ -6,6 +6,7 @@ under its reason; a row that stays carries the name of every check it passed.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -141,13 +142,28 @@ class Checker:
         dropped: Counter[str] = Counter()
         for (_, task), rows in groups.items():
             chosen = _each_statement_first(rows)
+            wanted = self._config.rows_of_task.get(task, self._config.per_culture_and_task)
             if self._tasks[task].kind == "classification":
-                chosen = self._limit_share(chosen)
-                dropped["balance: label too frequent"] += len(rows) - len(chosen)
-            over = max(0, len(chosen) - self._config.rows_of_task.get(task, self._config.per_culture_and_task))
-            dropped["balance: more rows than wanted"] += over
-            keep.update(row.id for row in chosen[: len(chosen) - over])
+                balanced = self._limit_share(chosen)
+                dropped["balance: label too frequent"] += len(chosen) - len(balanced)
+                chosen = self._first_balanced(balanced, wanted)
+                dropped["balance: more rows than wanted"] += len(balanced) - len(chosen)
+            else:
+                dropped["balance: more rows than wanted"] += max(0, len(chosen) - wanted)
+                chosen = chosen[:wanted]
+            keep.update(row.id for row in chosen)
         return [example for example in examples if example.id in keep], +dropped
+
+    def _first_balanced(self, rows: list[Example], wanted: int) -> list[Example]:
+        """The first rows, but none of a label that has its share of the wanted number already."""
+        allowed = math.ceil(wanted * self._config.max_label_share)
+        taken: Counter[str] = Counter()
+        chosen = []
+        for row in rows:
+            if len(chosen) < wanted and taken[row.completion] < allowed:
+                taken[row.completion] += 1
+                chosen.append(row)
+        return chosen
 
     def _limit_share(self, rows: list[Example]) -> list[Example]:
         counts = Counter(row.completion for row in rows)

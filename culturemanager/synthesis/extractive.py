@@ -32,6 +32,8 @@ BORROWED_QUESTIONS = 3
 WRONG_OPTIONS = 2
 
 JUDGED = ("{Gerund}.", "You {base}.", "A guest {base3}.")
+REFERS_BACK = re.compile(r"\b(?:it|them|they|this|that|these|those|ones?|there|instead)\b(?! another)", re.I)
+"""Words that need the sentence before: what holds one can be an answer, but nobody can judge it or ask about it alone."""
 ASKED = ("What should I know about {gerund}?", "What do people do about {gerund}?", "What is right when it comes to {gerund}?",
          "How do I handle {gerund}?", "I wonder about {gerund}. What should I do?", "Should I be {gerund}?", "May I {base}?")
 
@@ -92,7 +94,7 @@ class ExtractiveGenerator:
         statement = self._statements[number]
         yes, no = _labels(task)
         for norm in (statement.judgement, statement.recommendation):
-            if norm is None:
+            if norm is None or _refers_back(norm):
                 continue
             label = yes if norm.acceptable else no
             for form in (JUDGED if norm is statement.judgement else JUDGED[:1]):
@@ -123,12 +125,14 @@ class ExtractiveGenerator:
 
     def _questions(self, number: int) -> list[str]:
         """Questions about the statement's matter, in its own words and in those of like statements elsewhere."""
-        matters = [self._statements[number].matter]
+        own = self._statements[number].matter
+        matters = [] if _refers_back(own) else [own]
         for other, similarity in self._neighbours(number):
             if similarity < SAME_WORDING or len(matters) > BORROWED_QUESTIONS:
                 break
-            if self._statements[other].judgement is not None:
-                matters.append(self._statements[other].matter)
+            rival = self._statements[other]
+            if rival.judgement is not None and not _refers_back(rival.judgement):
+                matters.append(rival.judgement)
         turn = int(stable_id(self._statements[number].passage.id, str(number)), 16)
         questions = [_fill(ASKED[(turn + i) % len(ASKED)], matter) for i, matter in enumerate(matters)]
         return list(dict.fromkeys(questions))
@@ -262,6 +266,10 @@ def _text_field(task: Task) -> str:
         raise ConfigError(f"task {task.id!r} has the text fields {fields}; the extractive generator fills exactly one. "
                           "Use `generator.kind: openai` for richer inputs.")
     return fields[0]
+
+
+def _refers_back(norm: Norm) -> bool:
+    return REFERS_BACK.search(norm.action) is not None
 
 
 def _agree(one: Statement, other: Statement) -> bool:
