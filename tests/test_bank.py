@@ -444,6 +444,34 @@ def test_an_input_whose_rows_cannot_be_told_apart_is_refused():
         assert torch.equal(bank.model(input_ids=ids(2)).logits, base()(input_ids=ids(2)).logits)
 
 
+def test_an_adapters_content_changes_with_its_weights_and_with_nothing_else():
+    bank = filled(base())
+    shape, kept = bank.shapes["a"], bank.tensors("a")
+    seen = [bank.content("a")]
+    with torch.inference_mode(), bank.rows([1, 2]):
+        bank.model(input_ids=ids(2))
+    bank.remove("b")
+    bank.add("z", AdapterShape(1, 1.0), seed=0)
+    assert bank.content("a") == seen[0] != bank.content("z")
+    bank.remove("a")
+    bank.load("a", shape, kept)
+    seen.append(bank.content("a"))
+    with torch.no_grad():
+        bank.parameters()[-1][1] += 0.1
+    bank.remove("z")  # the bank's own write after another's
+    seen.append(bank.content("a"))
+    bank.parameters()[0].data += 0.1
+    bank.weights_changed()
+    seen.append(bank.content("a"))
+    with bank.rows([1]):
+        bank.model(input_ids=ids(1)).logits.sum().backward()
+    torch.optim.SGD(bank.parameters(), lr=0.1).step()
+    seen.append(bank.content("a"))
+    assert len(set(seen)) == len(seen)
+    with pytest.raises(AdapterError, match="'b'"):
+        bank.content("b")
+
+
 @pytest.mark.parametrize(("message", "action"), [
     ("no linear layer 'nothing'", lambda: AdapterBank(base(), slots=1, max_rank=1, targets=["nothing"])),
     ("cannot carry adapters", lambda: AdapterBank(base(), slots=1, max_rank=1, targets=["lm_head"])),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +45,9 @@ SHAPES = {"greece": AdapterShape(2, 4.0), "jordan": AdapterShape(8, 16.0), "mexi
 ADAPTERS = ("", *SHAPES)
 TEXTS = ("Is tipping rude?", "Shoes off at the door: yes or no, and why is that?", "A", "Tea first. " * 4, "Who pays?",
          "東京 naïve")
+POLITE = "You are a guest: shoes off, tea first, no tips, who pays is who asked; say yes or no, and why. "
+LONG_TEXTS = (POLITE + "Tip?", POLITE + "Is tipping rude?", POLITE[:60] + "Who pays?")
+"""Prompts that begin alike."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -109,13 +113,12 @@ class Setting:
         return self.known[prompt, adapter]
 
 
-@pytest.fixture(scope="module", params=["bert", "llama", "qwen2", "gpt2"])
-def setting(request, tmp_path_factory) -> Setting:
+def build_setting(kind: str, folder: Path) -> Setting:
+    """A tiny model of a kind with the adapters of `SHAPES`; the prompts of `TEXTS`, then of `LONG_TEXTS`."""
     tokenizer = tiny_tokenizer()
-    model = tiny_model(request.param, len(tokenizer))
+    model = tiny_model(kind, len(tokenizer))
     bare = copy.deepcopy(model)
     bank = AdapterBank(model, slots=4, max_rank=8)
-    folder = tmp_path_factory.mktemp(request.param)
     for seed, (name, shape) in enumerate(SHAPES.items()):
         bank.add(name, shape, seed=seed)
         random = torch.Generator().manual_seed(seed)
@@ -126,8 +129,13 @@ def setting(request, tmp_path_factory) -> Setting:
     peft = PeftModel.from_pretrained(bare, folder / "greece", adapter_name="greece")
     for name in ("jordan", "mexico"):
         peft.load_adapter(folder / name, adapter_name=name)
-    prompts = [tuple(tokenizer(text)["input_ids"]) for text in TEXTS]
+    prompts = [tuple(tokenizer(text)["input_ids"]) for text in (*TEXTS, *LONG_TEXTS)]
     return Setting(model, bank, peft.eval(), tokenizer, prompts, {})
+
+
+@pytest.fixture(scope="module", params=["bert", "llama", "qwen2", "gpt2"])
+def setting(request, tmp_path_factory) -> Setting:
+    return build_setting(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -174,25 +182,32 @@ def test_a_mixed_batch_answers_as_peft_does_for_each_adapter_alone(setting, rows
     assert [answer.prompt_tokens for answer in answers] == [len(setting.prompts[prompt]) for prompt, _ in pairs]
 
 
-ARRIVAL = st.tuples(st.integers(0, len(TEXTS) - 1), st.sampled_from(ADAPTERS), st.integers(1, NEW), st.integers(0, 3))
+ARRIVAL = st.tuples(st.integers(0, len(TEXTS) + len(LONG_TEXTS) - 1), st.sampled_from(ADAPTERS), st.integers(1, NEW),
+                    st.integers(0, 4), st.none() | st.integers(0, 9))
 
 
 @settings(deadline=None, max_examples=15)
 @given(arrivals=st.lists(ARRIVAL, min_size=1, max_size=10), rows=st.integers(1, 5),
-       prefill_tokens=st.sampled_from([1, 40, 2048]))
-def test_answers_do_not_depend_on_when_requests_arrive_and_leave(setting, arrivals, rows, prefill_tokens):
-    engine = setting.engine(max_batch_rows=rows, prefill_tokens=prefill_tokens)
-    wanted, events = {}, []
-    for prompt, adapter, new, steps_after in arrivals:
+       prefill_tokens=st.sampled_from([3, 40, 2048]), prefix_cache_mb=st.sampled_from([0, 0.05, 8]))
+def test_answers_do_not_depend_on_who_comes_and_goes_nor_on_how_prompts_are_computed(setting, arrivals, rows, prefill_tokens,
+                                                                                    prefix_cache_mb):
+    engine = setting.engine(max_batch_rows=rows, prefill_tokens=prefill_tokens, prefix_cache_mb=prefix_cache_mb)
+    wanted, events, cancelled = {}, [], set()
+    for prompt, adapter, new, steps_after, cancelled_number in arrivals:
         number = engine.submit(setting.request(prompt, adapter, max_new_tokens=new))
         wanted[number] = setting.greedy(prompt, adapter)[:new]
         for _ in range(steps_after):
             events += engine.step()
+        if cancelled_number is not None and engine.cancel(cancelled_number):
+            cancelled.add(cancelled_number)
     while engine.pending:
         events += engine.step()
         assert engine.running <= rows
-    ended = {event.request_id: event.generation.token_ids for event in events if event.generation}
-    assert ended == wanted
+    ended = {event.request_id: event.generation for event in events if event.generation}
+    assert {number for number, generation in ended.items() if generation.finish_reason == "cancelled"} == cancelled
+    for number in cancelled:
+        wanted[number] = wanted[number][:len(ended[number].token_ids)]
+    assert {number: generation.token_ids for number, generation in ended.items()} == wanted
     told = {number: tuple(event.token_id for event in events if event.request_id == number and event.token_id is not None)
             for number in wanted}
     assert told == wanted
@@ -370,6 +385,17 @@ def test_an_interrupted_generate_leaves_an_empty_engine(llama):
     assert engine.generate([llama.request(0, "")]) == llama.engine().generate([llama.request(0, "")])
 
 
+def test_the_memory_for_keys_and_values_is_reserved_once_and_never_grows(llama):
+    engine = llama.engine(max_batch_rows=3, context=40, prefix_cache_mb=0.125)
+    assert engine.cache_bytes == 0
+    engine.generate([llama.request(0, "")])
+    token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, bytes
+    reserved = engine.cache_bytes
+    assert 3 * 40 * token < reserved <= 3 * 40 * token + 2**17
+    engine.generate([GenerationRequest((2, 3 + i, *range(4, 38)), max_new_tokens=2) for i in range(60)])
+    assert engine.cache_bytes == reserved
+
+
 def test_requests_start_in_the_order_they_came_and_within_the_steps_share_of_prompt_tokens(llama):
     engine = llama.engine(max_batch_rows=3, prefill_tokens=len(llama.prompts[1]))
     for _ in range(4):
@@ -501,7 +527,8 @@ def test_a_model_without_keys_and_values_is_refused():
         Engine(model, tokenizer, AdapterBank(model, slots=1, max_rank=1, targets=["in_proj"]))
 
 
-@pytest.mark.parametrize("sizes", [{"max_batch_rows": 0}, {"context": 0}, {"prefill_tokens": 0}, {"context": CONTEXT + 1}])
+@pytest.mark.parametrize("sizes", [{"max_batch_rows": 0}, {"context": 0}, {"prefill_tokens": 0}, {"context": CONTEXT + 1},
+                                   {"prefix_cache_mb": -1}])
 def test_sizes_that_cannot_be_are_refused(llama, sizes):
     with pytest.raises(RequestError):
         llama.engine(**sizes)

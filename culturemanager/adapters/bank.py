@@ -18,6 +18,7 @@ One forward pass at a time: a bank holds the state of the current pass and takes
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,6 +96,10 @@ class AdapterBank:
         self._gathered: OrderedDict[tuple[int, ...], dict] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._generation = 0
+        self._loads: dict[str, int] = {}  # name to the number of its loading, never given twice
+        self._load_numbers = itertools.count(1)
+        self._writes = 0  # times that others may have changed weights
+        self._versions = 0  # torch's counts of writes when the bank last looked
         modules = find_targets(model, targets)
         model.requires_grad_(False)
         with torch.inference_mode(False):
@@ -123,6 +128,17 @@ class AdapterBank:
             layer.unregister()
         self._hooks, self._layers = [], []
 
+    def keep_apart(self, device: torch.device | str) -> None:
+        """Take the stacked weights out of the model's parameters and put them on a device; the bank goes on using them.
+
+        For an engine that lays out the base's parameters anew and must not touch the adapters'.
+        """
+        for layer in self._layers:
+            layer.unregister()
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(device)
+        self.weights_changed()
+
     # ---- membership
 
     @property
@@ -146,7 +162,7 @@ class AdapterBank:
         """
         slot = self._take_slot(name, shape, seed)
         generator = torch.Generator().manual_seed(mix(seed, "init"))
-        with torch.inference_mode(False), torch.no_grad():
+        with self._writing():
             for layer in self._layers:
                 start = nn.init.kaiming_uniform_(torch.empty(shape.rank, layer.fan_in), a=math.sqrt(5), generator=generator)
                 layer.A[slot, :, :shape.rank] = start.T.to(layer.A)
@@ -178,7 +194,7 @@ class AdapterBank:
         if not tensors:
             raise AdapterError(f"Adapter {name!r} has no weights. The file is incomplete; export it again.")
         slot = self._take_slot(name, shape, seed)
-        with torch.inference_mode(False), torch.no_grad():
+        with self._writing():
             for layer in self._layers:
                 if f"{layer.name}.lora_A" in tensors:
                     layer.A[slot, :, :shape.rank] = tensors[f"{layer.name}.lora_A"].T.to(layer.A)
@@ -194,6 +210,7 @@ class AdapterBank:
         if not free:
             raise AdapterError(f"All {self.slots} slots are taken by {sorted(self._names)}; remove one or raise `slots`.")
         self._names[name], self._shapes[name], self._seeds[free[0]] = free[0], shape, seed
+        self._loads[name] = next(self._load_numbers)
         self._membership_changed()
         return free[0]
 
@@ -210,12 +227,12 @@ class AdapterBank:
     def remove(self, name: str) -> None:
         """Free the adapter's slot; its weights and gradients become zero."""
         slot = self._slot(name)
-        with torch.inference_mode(False), torch.no_grad():
+        with self._writing():
             for parameter in self.parameters():
                 parameter[slot] = 0
                 if parameter.grad is not None:
                     parameter.grad[slot] = 0
-        del self._names[name], self._shapes[name], self._seeds[slot]
+        del self._names[name], self._shapes[name], self._seeds[slot], self._loads[name]
         self._membership_changed()
 
     def _slot(self, name: str) -> int:
@@ -223,18 +240,48 @@ class AdapterBank:
             raise AdapterError(f"The bank holds no adapter {name!r}; it holds {sorted(self._names)}.")
         return self._names[name]
 
+    def content(self, name: str) -> tuple[int, int]:
+        """Stands for the weights an adapter has now, for who keeps what was computed with them.
+
+        It differs after the adapter was removed and put in again, and after any training step or other write to
+        `parameters()` (as far as `weights_changed` knows); another adapter's coming and going leaves it as it is.
+
+        Raises:
+            AdapterError: the bank holds no such adapter.
+        """
+        self._slot(name)
+        self._count_writes()
+        return self._loads[name], self._writes
+
+    def _count_writes(self) -> None:
+        versions = sum(parameter._version for parameter in self.parameters())
+        self._writes += versions != self._versions
+        self._versions = versions
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """For the bank's own writes, which change no adapter that stays."""
+        self._count_writes()
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+        self._versions = sum(parameter._version for parameter in self.parameters())
+
     def _membership_changed(self) -> None:
         self._plans.clear()
-        self.weights_changed()
+        self._drop_gathered()
+
+    def _drop_gathered(self) -> None:
+        self._generation += 1
+        self._gathered.clear()
 
     def weights_changed(self) -> None:
-        """Drop gathered copies of weights.
+        """Drop gathered copies of weights, and change what `content` says.
 
         Only needed after writing to `parameters()` in a way torch does not count (through `.data`) without
         a training pass in between; the bank's own methods, optimizers and training passes see to it.
         """
-        self._generation += 1
-        self._gathered.clear()
+        self._writes += 1
+        self._drop_gathered()
 
     # ---- dropout
 

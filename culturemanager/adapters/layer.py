@@ -54,7 +54,9 @@ class BankLayer:
         self.B: nn.Parameter = module.bank_B
 
     def unregister(self) -> None:
-        del self.module.bank_A, self.module.bank_B
+        """Take the weights off the wrapped module, where they still are."""
+        for name in ("bank_A", "bank_B"):
+            self.module._parameters.pop(name, None)
 
     def add_delta(self, x: Tensor, output: Tensor, current: Pass, generation: int) -> Tensor:
         """The layer's output plus ``scale * x A B``, each row with the weights of its own slot.

@@ -2,14 +2,16 @@
 
 Every layer holds keys and values [rows, heads, context, width]; the token at position p of a row lies in
 column p. Rows in use are 0..n-1, in the order of the batch, so that a pass reads a view and copies nothing. The
-memory is reserved (as zero pages) when the first pass shows the model's sizes.
+memory is reserved (as zero pages) when the first pass shows the model's sizes, and never grows: rows * context tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -17,22 +19,32 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 @dataclass(frozen=True)
-class Prefill:
-    """A pass over whole prompts, which attend to nothing older."""
+class Begin:
+    """A pass over the beginnings of prompts, which attend to nothing older."""
 
     rows: slice
 
 
 @dataclass(frozen=True)
-class Decode:
-    """A pass over one new token for each of the rows 0..n-1."""
+class Extend:
+    """A pass over tokens that come after what their rows hold."""
 
-    rows: Tensor
-    """[n], 0..n-1."""
+    rows: slice
     columns: Tensor
-    """[n], the new token's position in its row."""
+    """[n, tokens], the new tokens' positions in their rows. A row's last one may be repeated, to fill up."""
     longest: int
     """Columns that the longest row has now."""
+
+
+def reserved(size: Sequence[int], like: Tensor) -> Tensor:
+    """Zeros of a tensor's type and device. On CPUs they take memory only once something is written there.
+
+    torch writes its zeros at once; numpy asks the system for pages that are zero when they are first touched.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(size)
+    held = np.zeros(math.prod(size) * like.element_size(), np.uint8)
+    return torch.from_numpy(held).view(like.dtype).view(*size)
 
 
 class SlotLayer(CacheLayerMixin):
@@ -45,8 +57,8 @@ class SlotLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # Zeros, not empty memory: a masked column still takes part as 0 * value, and a NaN would survive that.
         size = (self._cache.rows, key_states.shape[1], self._cache.context)
-        self.keys = key_states.new_zeros(*size, key_states.shape[3])
-        self.values = value_states.new_zeros(*size, value_states.shape[3])
+        self.keys = reserved((*size, key_states.shape[3]), key_states)
+        self.values = reserved((*size, value_states.shape[3]), value_states)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
@@ -54,17 +66,19 @@ class SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         current = self._cache.current
-        rows, _, length, _ = key_states.shape
-        if isinstance(current, Prefill):
-            self.keys[current.rows, :, :length] = key_states
-            self.values[current.rows, :, :length] = value_states
+        keys, values = self.keys[current.rows], self.values[current.rows]
+        if isinstance(current, Begin):
+            length = key_states.shape[2]
+            keys[:, :, :length] = key_states
+            values[:, :, :length] = value_states
             return key_states, value_states
-        self.keys[current.rows, :, current.columns] = key_states[:, :, 0]
-        self.values[current.rows, :, current.columns] = value_states[:, :, 0]
-        return self.keys[:rows, :, :current.longest], self.values[:rows, :, :current.longest]
+        numbers = self._cache.row_numbers[:keys.shape[0]]
+        keys[numbers, :, current.columns] = key_states.transpose(1, 2)
+        values[numbers, :, current.columns] = value_states.transpose(1, 2)
+        return keys[:, :, :current.longest], values[:, :, :current.longest]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        # Only prefill asks, where the new tokens are all there is; a decode pass brings its own mask.
+        # Only a `Begin` pass asks, where the new tokens are all there is; an `Extend` pass brings its own mask.
         return query_length, 0
 
     def get_seq_length(self) -> int:
@@ -87,34 +101,43 @@ class SlotCache(Cache):
         super().__init__(layer_class_to_replicate=lambda: SlotLayer(self))
         self.rows = rows
         self.context = context
-        self.current: Prefill | Decode = Prefill(slice(0, 0))
+        self.current: Begin | Extend = Begin(slice(0, 0))
+        self.row_numbers = torch.arange(rows, device=device).unsqueeze(1)
         self._device = device
         self._used = [0] * rows  # columns written since the row was cleared
 
-    def begin_prefill(self, first_row: int, rows: int, length: int) -> None:
-        """The next pass writes `length` columns of `rows` rows from `first_row` on."""
-        self.current = Prefill(slice(first_row, first_row + rows))
-        self._used[first_row:first_row + rows] = [length] * rows
+    def begin(self, first_row: int, rows: int, length: int) -> None:
+        """The next pass writes the first `length` columns of `rows` rows from `first_row` on."""
+        self._note_use(first_row, [length] * rows)
+        self.current = Begin(slice(first_row, first_row + rows))
 
-    def begin_decode(self, columns: Sequence[int]) -> Decode:
-        """The next pass writes column ``columns[i]`` of row i."""
-        for row, column in enumerate(columns):
-            self._used[row] = max(self._used[row], column + 1)
-        self.current = Decode(rows=torch.arange(len(columns), device=self._device),
-                              columns=torch.tensor(columns, device=self._device), longest=max(columns) + 1)
+    def extend(self, first_row: int, columns: Sequence[Sequence[int]]) -> Extend:
+        """The next pass writes the columns ``columns[i]`` of the i-th row from `first_row` on, as many in each."""
+        ends = [row[-1] + 1 for row in columns]
+        self._note_use(first_row, ends)
+        self.current = Extend(rows=slice(first_row, first_row + len(columns)), longest=max(ends),
+                              columns=torch.tensor(columns, device=self._device))
         return self.current
+
+    def _note_use(self, first_row: int, ends: Sequence[int]) -> None:
+        for row, end in enumerate(ends, first_row):
+            self._used[row] = max(self._used[row], end)
 
     def release(self, row: int, last: int) -> None:
         """Free a row: the last row in use takes its place, and what it leaves is zeroed for the next user."""
-        for layer in self.layers:
-            for stored in (layer.keys, layer.values):
-                if row != last:
-                    stored[row, :, :self._used[last]] = stored[last, :, :self._used[last]]
-                    stored[row, :, self._used[last]:self._used[row]] = 0
-                stored[last, :, :self._used[last]] = 0
+        for stored in self.tensors:
+            if row != last:
+                stored[row, :, :self._used[last]] = stored[last, :, :self._used[last]]
+                stored[row, :, self._used[last]:self._used[row]] = 0
+            stored[last, :, :self._used[last]] = 0
         self._used[row], self._used[last] = self._used[last], 0
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Each layer's keys and values in turn, [rows, heads, context, width]; none before the first pass."""
+        return [stored for layer in self.layers if layer.is_initialized for stored in (layer.keys, layer.values)]
 
     @property
     def memory_bytes(self) -> int:
         """Bytes reserved; 0 before the first pass."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized)
+        return sum(stored.nbytes for stored in self.tensors)

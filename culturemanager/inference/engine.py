@@ -2,7 +2,9 @@
 
 Requests join and leave at every step (Yu et al. 2022, "Orca", OSDI): `step` lets waiting requests in, computes
 their prompts together, then computes one token for every running row, each with its own adapter through the bank.
-Every row is answered as if it ran alone; only rounding depends on the company.
+Long prompts are computed over several steps (Agrawal et al. 2024, "Sarathi-Serve", arXiv 2403.02310), and what a prompt
+shares with an earlier one under the same adapter is not computed again. Every row is answered as if it ran alone; only
+rounding depends on the company.
 
 An engine belongs to one thread.
 """
@@ -19,14 +21,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from culturemanager.adapters.bank import AdapterBank
 from culturemanager.errors import AdapterError, ModelError, RequestError
+from culturemanager.inference.logprobs import token_logprobs
 from culturemanager.inference.packing import pack
-from culturemanager.inference.requests import FinishReason, Generation, GenerationRequest, ScoreRequest, TokenEvent
+from culturemanager.inference.prefixes import NOTHING, Match, PrefixCache
+from culturemanager.inference.requests import (
+    FinishReason,
+    Generation,
+    GenerationRequest,
+    ScoreRequest,
+    TokenEvent,
+    TokenLogprob,
+)
 from culturemanager.inference.runner import ModelRunner, context_length
 from culturemanager.inference.sampling import Sampling, TokenPicker, pick_tokens
-from culturemanager.inference.scheduler import ActiveRequest, Scheduler, by_length
+from culturemanager.inference.scheduler import ActiveRequest, Chunk, Scheduler, by_length
 from culturemanager.inference.text import TextStream
 
-__all__ = ["Engine", "Generation", "GenerationRequest", "Sampling", "ScoreRequest", "TokenEvent"]
+__all__ = ["Engine", "Generation", "GenerationRequest", "Sampling", "ScoreRequest", "TokenEvent", "TokenLogprob"]
 
 Progress = Callable[[int, int, str], None]
 DEFAULT_CONTEXT = 4096
@@ -34,7 +45,9 @@ DEFAULT_CONTEXT = 4096
 SCORED_TOKENS = 4096
 """Padded tokens of one scoring pass."""
 SCORED_LOGITS = 2**26
-"""Logits of one scoring pass (256 MiB)."""
+"""Logits of one pass that keeps those of many positions (256 MiB)."""
+BASE = ("",)
+"""What the bare base holds, beside the contents that the bank names."""
 
 
 class Engine:
@@ -47,20 +60,25 @@ class Engine:
             `adapters_in_use`.
         max_batch_rows: requests computed together.
         context: tokens a request may have, prompt and answer together; None: what the model allows, at most
-            4096. The cache has room for `max_batch_rows` times as many.
-        prefill_tokens: prompt tokens let in per step.
+            4096. The cache has room for `max_batch_rows` times as many and never grows, so a request that
+            has a row has all the memory it may come to need.
+        prefill_tokens: prompt tokens computed per step; a longer prompt takes several.
+        prefix_cache_mb: MiB for the beginnings of earlier prompts, reserved beside the cache; 0: none are kept.
 
     Raises:
         ModelError: the model or tokenizer cannot be used this way; the message says why.
-        RequestError: a size below 1, or a context beyond the model's.
+        RequestError: a size below 1, a negative `prefix_cache_mb`, or a context beyond the model's.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bank: AdapterBank, *,
-                 max_batch_rows: int = 32, context: int | None = None, prefill_tokens: int = 2048) -> None:
+                 max_batch_rows: int = 32, context: int | None = None, prefill_tokens: int = 2048,
+                 prefix_cache_mb: float = 256) -> None:
         longest = context_length(model)
         if min(max_batch_rows, prefill_tokens, longest if context is None else context) < 1:
             raise RequestError(f"max_batch_rows {max_batch_rows}, context {context} and prefill_tokens {prefill_tokens} "
                                "must all be at least 1.")
+        if prefix_cache_mb < 0:
+            raise RequestError(f"prefix_cache_mb is {prefix_cache_mb}, expected 0 (nothing is kept) or more.")
         if context is not None and context > longest:
             raise RequestError(f"A context of {context} tokens is more than the model's {longest}; lower it.")
         if tokenizer.eos_token_id is None:
@@ -70,9 +88,11 @@ class Engine:
         self._tokenizer = tokenizer
         self._bank = bank
         self._runner = ModelRunner(model, max_batch_rows, self.context)
-        self._scheduler = Scheduler(max_batch_rows, prefill_tokens)
+        self._prefixes = PrefixCache(self._runner.cache, int(prefix_cache_mb * 2**20))
         self._ends = _end_ids(model, tokenizer)
         self._vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        self._scheduler = Scheduler(max_batch_rows, prefill_tokens, max(1, SCORED_LOGITS // self._vocabulary))
+        self._reused_tokens = 0
         self._ids = itertools.count(1)
         self._events: list[TokenEvent] = []
 
@@ -95,17 +115,16 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """Compute the next token of every running request, after letting waiting ones in.
 
-        A request that has just been let in gets two tokens in one step. If a pass fails, the step
-        may be repeated: a request then goes on from its last token that was told.
+        A request gets two tokens in the step that ends its prompt. If a pass fails, the step may be
+        repeated: a request then goes on from its last token that was told.
 
         Raises:
             AdapterError: an adapter in use was removed from the bank.
         """
-        for batch in self._scheduler.admissible():
-            with self._bank.rows(self._slots(batch)):
-                logits = self._runner.prefill([active.request.prompt_ids for active in batch], len(self._scheduler.running))
-            self._scheduler.start(batch)
-            self._take(batch, logits)
+        budget = self._scheduler.prefill_tokens
+        while chunks := self._scheduler.next_batch(budget, self._find_prefix):
+            budget -= sum(map(len, chunks))
+            self._prefill(chunks)
         if self._scheduler.running:
             batch = list(self._scheduler.running)
             with self._bank.rows(self._slots(batch)):
@@ -137,7 +156,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Rows in use."""
-        return len(self._scheduler.running)
+        return self._scheduler.rows_in_use
 
     @property
     def adapters_in_use(self) -> set[str]:
@@ -146,8 +165,13 @@ class Engine:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes reserved for keys and values; 0 before the first request."""
-        return self._runner.cache.memory_bytes
+        """Bytes reserved for keys and values, those of earlier prompts included; 0 before the first request."""
+        return self._runner.cache.memory_bytes + self._prefixes.memory_bytes
+
+    @property
+    def reused_tokens(self) -> int:
+        """Prompt tokens so far that were not computed, because an earlier prompt began with them."""
+        return self._reused_tokens
 
     # ---- whole lists
 
@@ -220,27 +244,68 @@ class Engine:
 
     # ---- how
 
+    def _find_prefix(self, active: ActiveRequest) -> Match:
+        """What is held of a waiting request's prompt, none of which helps if every token's score is wanted."""
+        request = active.request
+        self._check_adapter(request.adapter)
+        active.content = self._bank.content(request.adapter) if request.adapter else BASE
+        return NOTHING if request.prompt_logprobs else self._prefixes.find(active.content, request.prompt_ids)
+
+    def _prefill(self, chunks: Sequence[Chunk]) -> None:
+        """Compute prompt tokens, and pick the first new token of each prompt that ends with them."""
+        first_row, scored = len(self._scheduler.running), chunks[0].active.request.prompt_logprobs
+        batch = [chunk.active for chunk in chunks]
+        self._prefixes.restore([chunk.match for chunk in chunks], first_row)
+        with self._bank.rows(self._slots(batch)):
+            logits = self._runner.prefill([chunk.ids for chunk in chunks], [chunk.start for chunk in chunks], first_row, scored)
+        self._scheduler.advance(chunks)
+        self._reused_tokens += sum(chunk.match.tokens for chunk in chunks)
+        if scored:
+            _score_prompts(chunks, logits)
+        if chunks[0].ends_prompt:  # then all do
+            self._prefixes.store([(active.content, active.request.prompt_ids) for active in batch], first_row)
+            last = [len(chunk) - 1 if scored else 0 for chunk in chunks]
+            self._take(batch, logits[range(len(batch)), last])
+
     def _take(self, batch: Sequence[ActiveRequest], logits: Tensor) -> None:
         """Pick each row's next token from its logits [rows, vocabulary], and end the rows that are done."""
-        for active, token in zip(batch, pick_tokens(logits, [active.picker for active in batch]), strict=True):
-            if token is None or token in self._ends:
-                self._finish(active, "error" if token is None else "stop")
+        tokens = pick_tokens(logits, [active.picker for active in batch])
+        logprobs = self._logprobs(batch, tokens, logits)
+        for active, token, logprob in zip(batch, tokens, logprobs, strict=True):
+            if token is None:
+                self._finish(active, "error")
+                continue
+            if not active.request.max_new_tokens or token in self._ends:
+                active.end_logprob = logprob if active.request.max_new_tokens else None
+                self._finish(active, "stop" if active.request.max_new_tokens else "length")
                 continue
             active.token_ids.append(token)
             delta = active.text.push(token)
+            if logprob:
+                active.logprobs.append(logprob)
             if active.text.stopped or len(active.token_ids) == active.request.max_new_tokens:
-                self._finish(active, "stop" if active.text.stopped else "length", token, delta)
+                self._finish(active, "stop" if active.text.stopped else "length", token, delta, logprob)
             else:
-                self._events.append(TokenEvent(active.id, token, delta, None))
+                self._events.append(active.event(token, delta, logprob))
 
-    def _finish(self, active: ActiveRequest, reason: FinishReason, token: int | None = None, delta: str = "") -> None:
+    def _logprobs(self, batch: Sequence[ActiveRequest], tokens: Sequence[int | None],
+                  logits: Tensor) -> list[TokenLogprob | None]:
+        """Of each row's token, where the request asked and there is one."""
+        logprobs: list[TokenLogprob | None] = [None] * len(batch)
+        asked = [row for row, active in enumerate(batch) if active.request.logprobs is not None and tokens[row] is not None]
+        if asked:
+            told = token_logprobs(logits[asked], [tokens[row] for row in asked], [batch[row].request.logprobs for row in asked])
+            for row, logprob in zip(asked, told, strict=True):
+                logprobs[row] = logprob
+        return logprobs
+
+    def _finish(self, active: ActiveRequest, reason: FinishReason, token: int | None = None, delta: str = "",
+                logprob: TokenLogprob | None = None) -> None:
         """Free the request's row, or its place in the queue, and note its end."""
-        if active in self._scheduler.running:
-            self._runner.cache.release(*self._scheduler.finish(active))
-        else:
-            self._scheduler.waiting.remove(active)
+        for row, last in self._scheduler.finish(active):
+            self._runner.cache.release(row, last)
         delta += active.text.finish()
-        self._events.append(TokenEvent(active.id, token, delta, reason, active.generation(reason)))
+        self._events.append(active.event(token, delta, logprob, reason))
 
     def _abandon(self, ids: Container[int]) -> None:
         """Cancel those that have not ended, without a word."""
@@ -276,6 +341,16 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     configured = getattr(model.generation_config, "eos_token_id", None)
     more = configured if isinstance(configured, (list, tuple)) else [configured]
     return frozenset({tokenizer.eos_token_id, *(token for token in more if token is not None)})
+
+
+def _score_prompts(chunks: Sequence[Chunk], logits: Tensor) -> None:
+    """Note the log-probabilities of the prompt tokens that follow those of the chunks; logits [rows, longest, vocabulary]."""
+    for chunk, scores in zip(chunks, logits, strict=True):
+        request = chunk.active.request
+        following = request.prompt_ids[chunk.start + 1:chunk.end + 1]
+        if following:
+            alternatives = [request.logprobs or 0] * len(following)
+            chunk.active.prompt_logprobs += token_logprobs(scores[:len(following)], following, alternatives)
 
 
 def _not_finite(adapter: str) -> AdapterError:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from culturemanager.errors import ModelError
-from culturemanager.inference.cache import SlotCache
+from culturemanager.inference.cache import Extend, SlotCache
 from culturemanager.inference.packing import PackedOptions
 
 ATTENTION = ("sdpa", "eager")
@@ -77,22 +77,48 @@ class ModelRunner:
         self.model = model
         self.cache = SlotCache(rows, context, model.device)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor:
-        """Compute whole prompts into the cache rows from `first_row` on; logits [prompts, vocabulary] after each."""
-        lengths = [len(prompt) for prompt in prompts]
-        ids = self._padded(prompts)
-        self.cache.begin_prefill(first_row, *ids.shape)
-        # Without a mask the model is causal, and what stands to the right of a row's end reaches nothing before it.
-        return self._logits(ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids), None,
-                            torch.tensor(lengths, device=ids.device).unsqueeze(1) - 1, self.cache)[:, 0]
+    def prefill(self, tokens: Sequence[Sequence[int]], starts: Sequence[int], first_row: int, every: bool = False) -> Tensor:
+        """Compute tokens of prompts into the cache rows from `first_row` on.
+
+        Args:
+            tokens: those of each row, at least one.
+            starts: how many tokens each row holds already; either all 0, or none.
+            every: return the logits after every token.
+
+        Returns:
+            Logits after each row's last token, [rows, 1, vocabulary]; or after every one, [rows, longest,
+            vocabulary], of no meaning where the row has no token.
+        """
+        ends = [len(row) - 1 for row in tokens]
+        longest = max(ends) + 1
+        if any(starts):
+            # A shorter row repeats its last token, so that what is written twice to its place is the same.
+            places = [[min(place, end) for place in range(longest)] for end in ends]
+            ids = torch.tensor([[row[i] for i in at] for row, at in zip(tokens, places, strict=True)], device=self.model.device)
+            current = self.cache.extend(first_row, [[start + i for i in at] for start, at in zip(starts, places, strict=True)])
+            positions, visible = current.columns, self._visible(current)
+        else:
+            # Without a mask the model is causal, and what stands to the right of a row's end reaches nothing before it.
+            ids, visible = self._padded(tokens), None
+            self.cache.begin(first_row, *ids.shape)
+            positions = torch.arange(longest, device=ids.device).expand_as(ids)
+        if every:
+            kept = torch.arange(longest, device=ids.device).expand_as(ids)
+        else:
+            kept = torch.tensor(ends, device=ids.device).unsqueeze(1)
+        return self._logits(ids, positions, visible, kept, self.cache)
 
     def decode(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Compute one new token for each of the rows 0..n-1; logits [rows, vocabulary] after it."""
-        current = self.cache.begin_decode(positions)
+        current = self.cache.extend(0, [[position] for position in positions])
         ids = torch.tensor(tokens, device=self.model.device).unsqueeze(1)
-        columns = torch.arange(current.longest, device=ids.device)
-        visible = (columns <= current.columns.unsqueeze(1))[:, None, None, :]
-        return self._logits(ids, current.columns.unsqueeze(1), visible, torch.zeros_like(ids), self.cache)[:, 0]
+        return self._logits(ids, current.columns, self._visible(current), torch.zeros_like(ids), self.cache)[:, 0]
+
+    @staticmethod
+    def _visible(current: Extend) -> Tensor:
+        """What the new tokens attend to: themselves and what lies before them, [rows, 1, tokens, longest]."""
+        columns = torch.arange(current.longest, device=current.columns.device)
+        return (columns <= current.columns.unsqueeze(-1)).unsqueeze(1)
 
     def options(self, rows: Sequence[PackedOptions]) -> list[tuple[float, ...]]:
         """Mean log-probability per token of each row's options, the end token included."""

@@ -1,0 +1,119 @@
+"""Adapters that come and go in a replica: loaded while others are answered, dropped only when nobody uses them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.errors import AdapterError, OverloadedError
+from culturemanager.inference.engine import Engine, GenerationRequest
+from serve_app.adapters import ServedAdapters
+from tests.test_engine import tiny_model, tiny_tokenizer
+
+NAMES = ("greece-v0001", "jordan-v0001", "mexico-v0001")
+PROMPT = tuple(range(5, 20))
+
+
+class Shelf:
+    """Stands in for a registry: weights by name, and which were asked for."""
+
+    def __init__(self, weights: dict[str, tuple]) -> None:
+        self.weights = weights
+        self.loads: list[str] = []
+        self.on_load: Callable[[], None] = lambda: None
+
+    def load(self, name: str) -> tuple:
+        self.loads.append(name)
+        self.on_load()
+        if name not in self.weights:
+            raise AdapterError(f"no version {name!r}")
+        return self.weights[name]
+
+
+@pytest.fixture
+def served() -> tuple[ServedAdapters, AdapterBank, Engine, Shelf]:
+    """A bank of two slots, and three versions to put into it."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", len(tokenizer))
+    bank = AdapterBank(model, slots=2, max_rank=2)
+    weights = {}
+    for seed, name in enumerate(NAMES):
+        bank.add(name, AdapterShape(2, 2.0), seed=seed)
+        weights[name] = AdapterShape(2, 2.0), {key: value + 0.1 * (seed + 1) for key, value in bank.tensors(name).items()}
+        bank.remove(name)
+    shelf, engine = Shelf(weights), Engine(model, tokenizer, bank)
+    return ServedAdapters(shelf, bank, engine), bank, engine, shelf
+
+
+def submit(adapters: ServedAdapters, engine: Engine, name: str) -> int:
+    adapters.require(name)
+    return engine.submit(GenerationRequest(PROMPT, name, 4))
+
+
+def test_the_version_used_longest_ago_makes_room_and_each_is_read_once_while_it_stays(served):
+    adapters, bank, _, shelf = served
+    for name in (NAMES[0], NAMES[1], NAMES[0], NAMES[2]):
+        adapters.require(name)
+    assert set(bank.names) == {NAMES[0], NAMES[2]} and shelf.loads == list(NAMES)
+    adapters.require("")
+    assert shelf.loads == list(NAMES)
+
+
+def test_a_version_of_a_request_in_flight_stays_and_its_answer_is_its_own(served):
+    adapters, bank, engine, _ = served
+    alone = [submit(adapters, engine, NAMES[0])]
+    while engine.pending:
+        alone += [event.generation for event in engine.step() if event.generation]
+    number = submit(adapters, engine, NAMES[0])  # not even begun
+    for name in (NAMES[1], NAMES[2], NAMES[1]):
+        adapters.require(name)
+        assert NAMES[0] in bank.names
+    submit(adapters, engine, NAMES[1])
+    with pytest.raises(OverloadedError, match="all 2 adapter slots are in use"):
+        adapters.require(NAMES[2])
+    ended = {}
+    while engine.pending:
+        ended |= {event.request_id: event.generation for event in engine.step() if event.generation}
+    assert ended[number] == alone[1]
+    adapters.require(NAMES[2])
+    assert NAMES[0] not in bank.names
+
+
+def test_files_are_read_in_another_thread_while_the_engine_answers(served):
+    adapters, bank, engine, shelf = served
+    submit(adapters, engine, NAMES[0])
+    begun, go_on, read = threading.Event(), threading.Event(), []
+    shelf.on_load = lambda: (begun.set(), go_on.wait(60))
+    reader = threading.Thread(target=lambda: read.append(adapters.read(NAMES[1])))
+    reader.start()
+    assert begun.wait(60)
+    assert any(event.generation for _ in range(4) for event in engine.step())  # answered while the file is being read
+    go_on.set()
+    reader.join(60)
+    adapters.require(NAMES[1], read[0])
+    assert NAMES[1] in bank.names and shelf.loads == [NAMES[0], NAMES[1]]
+    assert adapters.read(NAMES[1]) is None and adapters.read("") is None
+    assert shelf.loads == [NAMES[0], NAMES[1]]
+
+
+def test_a_version_dropped_after_it_was_found_in_the_bank_is_read_again(served):
+    adapters, bank, _, shelf = served
+    adapters.require(NAMES[0])
+    weights = adapters.read(NAMES[0])
+    for name in NAMES[1:]:
+        adapters.require(name)
+    adapters.require(NAMES[0], weights)
+    assert weights is None and NAMES[0] in bank.names and shelf.loads == [*NAMES, NAMES[0]]
+
+
+def test_a_version_that_is_not_there_drops_no_other(served):
+    adapters, bank, _, _ = served
+    adapters.require(NAMES[0])
+    adapters.require(NAMES[1])
+    for ask in (adapters.require, adapters.read):
+        with pytest.raises(AdapterError, match="atlantis"):
+            ask("atlantis-v0001")
+    assert set(bank.names) == set(NAMES[:2])
