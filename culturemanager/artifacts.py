@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import os
 from collections.abc import Iterable
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ from culturemanager.errors import AdapterError, ConfigError
 from culturemanager.items import ItemSet, load_items
 from culturemanager.records import Culture, Example, Passage, Task
 from culturemanager.storage import Workspace
-from culturemanager.tasks import load_task
+from culturemanager.tasks import examples_folder, is_task_file, load_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,15 +45,32 @@ def tasks(project: Project) -> list[Task]:
     """The project's tasks, in its order.
 
     Raises:
-        ConfigError: a task file is wrong, or two have the same id.
+        ConfigError: a task file is missing or wrong, or two have the same id.
     """
     by_id: dict[str, Task] = {}
     for path in project.tasks:
+        if not project.resolve(path).exists():
+            raise ConfigError(_no_task_file(project, path))
         task = load_task(project.resolve(path))
         if task.id in by_id:
             raise ConfigError(f"{path}: the task id {task.id!r} is used twice; give every task file an id of its own.")
         by_id[task.id] = task
     return list(by_id.values())
+
+
+def _no_task_file(project: Project, path: str) -> str:
+    """Which file names it, what was tried, and the task files that lie near, the likeliest first."""
+    tried, home = project.resolve(path), project.resolve(".")
+    folders = dict.fromkeys(folder for folder in (tried.parent, home, home / "tasks") if folder.is_dir())
+    near = [os.path.relpath(file, home) for folder in folders for file in sorted(folder.glob("*.y*ml")) if is_task_file(file)]
+    likeliest = difflib.get_close_matches(path, near, n=1, cutoff=0.5)
+    if likeliest:
+        advice = f"Nearest: {likeliest[0]}; task files there are: {', '.join(near)}."
+    elif near:
+        advice = f"Task files there are: {', '.join(near)}."
+    else:
+        advice = f"No task file lies near; {examples_folder() / 'tasks'} has one of each kind to copy."
+    return f"{project.where('tasks')}: {path!r}: there is no file {tried}. {advice}"
 
 
 def items(project: Project) -> ItemSet:
@@ -69,6 +88,15 @@ def registry(project: Project) -> AdapterRegistry:
     from culturemanager.adapters.registry import AdapterRegistry
 
     return AdapterRegistry(workspace(project).local_path("adapters"))
+
+
+def require_version(project: Project, name: str) -> None:
+    """Raise `ConfigError` unless there is an adapter version of that name."""
+    known = [version.name for version in registry(project).versions()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"Nearest: {', '.join(near)}." if near else f"There are: {', '.join(known) or 'none yet'}."
+        raise ConfigError(f"adapter version {name!r}: there is none of that name in {registry(project).folder}. {hint}")
 
 
 def examples(project: Project) -> list[Example]:
@@ -155,4 +183,5 @@ def open_serving(project: Project, adapters: Iterable[str],
                        max_rank=max((shape.rank for shape, _ in loaded.values()), default=project.training.rank))
     for name, (shape, tensors) in loaded.items():
         bank.load(name, shape, tensors)
-    return Engine(model, tokenizer, bank, max_batch_rows=project.serving.max_batch_rows), tokenizer, bank
+    return Engine(model, tokenizer, bank, max_batch_rows=project.serving.max_batch_rows,
+                  prefix_cache_mb=project.serving.prefix_cache_mb), tokenizer, bank

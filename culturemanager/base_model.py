@@ -19,6 +19,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from culturemanager import hub
 from culturemanager.errors import CorruptFileError, ModelError
 from culturemanager.storage import MANIFEST, sha256_file
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 DTYPES = ("float32", "bfloat16", "float16")
+CONFIG = "config.json"
+LAYER_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""What architectures call their number of decoder layers."""
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 EXPECTED = ("Expected `embedded`, a folder, or a hub name of a causal language model with safetensors weights and no code of "
@@ -53,7 +57,9 @@ def load_outline(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source = resolve_base_model(str(path))
-    local = _is_local(source)
+    local = is_local(source)
+    if not local:
+        require_on_hub(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
@@ -76,7 +82,8 @@ def load_base_model(path: str | Path, dtype: str = "float32",
         device: torch device.
 
     Raises:
-        ModelError: a file is missing (it is named), or the model is no causal language model.
+        ModelError: a file is missing (it is named), the hub cannot be asked, or this is no causal language model.
+        UnknownModelError: the hub has no model of that name.
         CorruptFileError: the folder has a manifest and a file differs from it.
     """
     import torch
@@ -85,9 +92,11 @@ def load_base_model(path: str | Path, dtype: str = "float32",
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}.")
     source = resolve_base_model(str(path))
-    local = _is_local(source)
+    local = is_local(source)
     if local:
         check_folder(Path(source))
+    else:
+        require_on_hub(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", trust_remote_code=False,
                                                   local_files_only=local)
@@ -101,15 +110,75 @@ def load_base_model(path: str | Path, dtype: str = "float32",
     return model.to(device).eval(), tokenizer
 
 
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """A base model's tokenizer alone.
+
+    Raises:
+        ModelError: its files are missing or cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve_base_model(str(path))
+    if not is_local(source):
+        require_on_hub(source)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=is_local(source))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"Cannot read the tokenizer of {source!r}: {error} {EXPECTED}") from error
+
+
 def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
     """Absolute positions [batch, length] (int64) of a padded batch: real tokens count from 0, padding gets 0."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def _is_local(source: str) -> bool:
+def is_local(source: str) -> bool:
     """Whether `source` is meant as a path; a hub name is `name` or `owner/name` and no existing folder."""
     looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     return looks_like_path or Path(source).exists()
+
+
+def require_on_hub(name: str) -> None:
+    """Raise unless the model is in the local cache or can be had from the Hugging Face hub.
+
+    Raises:
+        ModelError: as `hub.require`.
+    """
+    if not hub.cached(name, CONFIG) or not (hub.cached(name, WEIGHTS) or hub.cached(name, WEIGHTS_INDEX)):
+        hub.require(name, "base.path")
+
+
+def count_layers(path: str, online: bool = False) -> int | None:
+    """How many decoder layers a base model has, without loading it; `None` if that is not known.
+
+    Args:
+        path: as `load_base_model` takes it.
+        online: ask the hub for the `config.json` of a model that is not in the local cache.
+
+    Raises:
+        ModelError: `config.json` cannot be read; with `online`, as `hub.require`.
+    """
+    if path == EMBEDDED:
+        from culturemanager.embedded.base_model import LAYERS
+
+        return LAYERS
+    if is_local(path):
+        return _layers_in(Path(path) / CONFIG)
+    file = hub.cached(path, CONFIG)
+    if file is None and online:
+        hub.require(path, "base.path")
+        file = hub.fetch_config(path)
+    return _layers_in(file) if file else None
+
+
+def _layers_in(file: Path) -> int | None:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config = config.get("text_config", config)  # a model that also sees or hears
+        return next((int(config[name]) for name in LAYER_FIELDS if name in config), None)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{file} cannot be read as a model's settings ({error}). Save the model again, or set `base.path` to "
+                         "another one.") from error
 
 
 def check_folder(folder: Path) -> None:
@@ -122,7 +191,7 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder} to load a base model from. "
                          "Set `base.path` to `embedded`, a folder, or a hub name.")
-    for name in ("config.json", *_weight_files(folder)):
+    for name in (CONFIG, *_weight_files(folder)):
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name} is missing. A base model folder holds config.json, the tokenizer's files and "
                              f"{WEIGHTS} (or its shards and {WEIGHTS_INDEX}).")

@@ -12,18 +12,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
+
+from culturemanager.cli_serving import adapters_app, keys_app, show_versions
+from culturemanager.cli_shared import (
+    DEFAULT_PROJECT,
+    FLAG,
+    Culture,
+    Overrides,
+    PlainGroup,
+    ProjectFile,
+    command,
+    load_project,
+)
 
 if TYPE_CHECKING:
     from culturemanager.config import Project
     from culturemanager.evaluation.runner import Evaluation
 
 STOPPED = 130
-DEFAULT_PROJECT = Path("project.yaml")
-ProjectFile = Annotated[Path, typer.Argument(metavar="[PROJECT]", help="The project file.", show_default="project.yaml")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one field; may be repeated.")]
-Culture = Annotated[str, typer.Option("--culture", help="A culture's id.")]
-
+EXIT_CODES = ("Exit code: 0 done; 1 something failed or is not there yet; 2 the command or a file of yours has to be "
+              "corrected; 3 a culture was left without rows, all else is done; 130 stopped by Ctrl-C.")
 STAGES = {
     "queries": "Write the search queries.",
     "pages": "Search, and fetch the pages found.",
@@ -31,17 +39,20 @@ STAGES = {
     "index": "Embed the passages and build the FAISS index.",
     "examples": "Write training rows from passages, and check them.",
 }
-ORDER = ("init", "settings", "validate", "doctor", "run", *STAGES, "train", "router", "evaluate", "adapters", "ask", "serve")
+EARLIER_FIRST = "Stages before it are done first, unless they are complete."
+START_PANEL, STAGE_PANEL, USE_PANEL = "To start", "One stage at a time", "What was made"
+ORDER = ("init", "settings", "validate", "doctor", "run", *STAGES, "train", "router", "evaluate", "adapters", "ask", "serve",
+         "keys")
 
 
-class RootGroup(TyperGroup):
+class RootGroup(PlainGroup):
     """Lists the commands in the order in which they are used."""
 
     def list_commands(self, ctx):
         return sorted(self.commands, key=ORDER.index)
 
 
-class PassagesGroup(TyperGroup):
+class PassagesGroup(PlainGroup):
     """`passages search ...` searches; `passages [PROJECT]` is the stage."""
 
     def parse_args(self, ctx, args):
@@ -51,11 +62,15 @@ class PassagesGroup(TyperGroup):
 
 
 app = typer.Typer(cls=RootGroup, name="culturemanager", no_args_is_help=True, add_completion=False,
-                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
-passages_app = typer.Typer(cls=PassagesGroup, help=STAGES["passages"] + " `passages search` looks into them.")
-adapters_app = typer.Typer(no_args_is_help=True, help="The adapter versions on disk, and which of them serve.")
-app.add_typer(passages_app, name="passages")
-app.add_typer(adapters_app, name="adapters")
+                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+                  epilog=f"Example: culturemanager run alps.yaml\n\n{EXIT_CODES}")
+passages_app = typer.Typer(cls=PassagesGroup, subcommand_metavar="[PROJECT] | search TEXT [PROJECT]",
+                           help=f"{STAGES['passages']}\n\n{EARLIER_FIRST} `passages search` looks into what is there.",
+                           epilog="Example: culturemanager passages alps.yaml\n"
+                                  'Example: culturemanager passages search "tipping" alps.yaml')
+app.add_typer(passages_app, name="passages", rich_help_panel=STAGE_PANEL)
+app.add_typer(adapters_app, name="adapters", rich_help_panel=USE_PANEL)
+app.add_typer(keys_app, name="keys", rich_help_panel=USE_PANEL)
 
 
 def main() -> None:
@@ -70,11 +85,12 @@ def execute(arguments: list[str], debug: bool = False) -> int:
     from culturemanager.console import error_line, note, own_error
 
     try:
-        code = app(arguments, standalone_mode=False, obj=debug)
+        code = app(arguments, prog_name="culturemanager", standalone_mode=False, obj=debug)
     except typer.TyperException as error:
         if not error.format_message().strip():  # a group without a command has shown its help
             return 0
-        note("error: " + " ".join(error.format_message().split()) + " See `culturemanager --help`.")
+        told = getattr(getattr(error, "ctx", None), "command_path", "culturemanager")
+        note(f"error: {' '.join(error.format_message().split())} See `{told} --help`.")
         return error.exit_code
     except Exception as error:
         if debug:
@@ -88,18 +104,13 @@ def execute(arguments: list[str], debug: bool = False) -> int:
 
 @app.callback()
 def callback(context: typer.Context,
-             debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what Ray logs.")] = False) -> None:
+             debug: Annotated[bool, typer.Option("--debug", metavar=FLAG, help="Show tracebacks and what Ray logs.")] = False,
+             ) -> None:
     """From cultures and tasks to one served model that answers with the right culture's knowledge."""
     from culturemanager.cluster import prepare_environment
 
     if context.invoked_subcommand != "doctor":  # which looks at the environment as it is
         prepare_environment()
-
-
-def _load(path: Path, overrides: list[str]) -> Project:
-    from culturemanager import config
-
-    return config.load(path, overrides)
 
 
 @contextlib.contextmanager
@@ -114,9 +125,10 @@ def _working(context: typer.Context, ray: bool = True) -> Iterator[Callable[[int
 # ---- a project
 
 
-@app.command()
+@command(app, "init", "init alps/project.yaml --culture germany --culture greece", START_PANEL)
 def init(project: ProjectFile = DEFAULT_PROJECT,
-         culture: Annotated[list[str], typer.Option(help="A culture of the catalogue; may be repeated.")] = []) -> None:
+         culture: Annotated[list[str], typer.Option(metavar="CULTURE", help="A culture of the catalogue; may be repeated. The "
+                                                                            "example's ten, if none is named.")] = []) -> None:
     """Write a project file and its task files, ready to run."""
     from culturemanager import console, starter
 
@@ -125,44 +137,41 @@ def init(project: ProjectFile = DEFAULT_PROJECT,
     console.say(f"Next: {_program()} run {project}")
 
 
-@app.command()
-def settings() -> None:
+@command(app, "settings", "settings training", START_PANEL)
+def settings(part: Annotated[str, typer.Argument(metavar="PART", show_default=False,
+                                                 help="Only the fields of this section, or with this in their name.")] = "",
+             ) -> None:
     """Show every field of a project file: its default, and what it is for."""
-    from culturemanager import console
-    from culturemanager.reference import fields
+    from culturemanager import console, reference
 
-    for field in fields():
-        console.say(f"{field.name}: {field.default}" if field.default else field.name)
-        console.say(f"    {field.text}")
+    for field in reference.matching(part):
+        if not (field.section or part):
+            console.say()
+        console.paragraph(field.heading)
+        console.paragraph(field.text, "    ")
 
 
-@app.command()
-def validate(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) -> None:
-    """Check the project file, its tasks and its evaluation items before anything runs."""
-    from culturemanager import artifacts, console
+@command(app, "validate", "validate alps.yaml --offline", START_PANEL)
+def validate(project: ProjectFile = DEFAULT_PROJECT,
+             offline: Annotated[bool, typer.Option("--offline", metavar=FLAG, help="Ask no address: search engine, language "
+                                                                                   "model, hub.")] = False,
+             overrides: Overrides = []) -> None:
+    """Check the project file before anything runs: tasks, evaluation items, folders, base model, addresses."""
+    from culturemanager import addresses, artifacts, console, summary
     from culturemanager import project as assembly
 
     loaded = assembly.load(project, overrides)
     assembly.check_key(loaded)
-    items = artifacts.items(loaded)
-    console.table(("what", "count", "which"), [
-        ("cultures", len(loaded.cultures), ", ".join(culture.id for culture in artifacts.cultures(loaded))),
-        ("tasks", len(loaded.tasks), ", ".join(f"{task.id} ({task.kind})" for task in artifacts.tasks(loaded))),
-        ("items", len(items.items), loaded.evaluation.items),
-        ("systems", len(loaded.evaluation.systems), ", ".join(loaded.evaluation.systems))])
-    console.say(f"{project} is fine. Search: {loaded.pages.search.kind}; generator: {loaded.examples.generator.kind}; "
-                f"base model: {loaded.base.path}{_from_hub(loaded)}; workspace: {loaded.workspace_url}")
-    if not items.items:
+    if not offline:
+        addresses.try_each(loaded)
+    layers = assembly.check_layers(loaded, online=not offline)
+    console.table(("what", "found"), summary.rows(loaded, layers, tried=not offline))
+    console.say(f"{project} is fine.")
+    if not artifacts.items(loaded).items:
         _say_no_items(loaded)
 
 
-def _from_hub(project: Project) -> str:
-    """A word of warning where a name that was meant as a folder would be looked for elsewhere."""
-    local = project.base.path == "embedded" or Path(project.base_path).is_absolute()
-    return "" if local else " (from the Hugging Face hub: there is no such folder)"
-
-
-@app.command()
+@command(app, "run", "run alps.yaml --set training.epochs=2", START_PANEL)
 def run(context: typer.Context, project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) -> None:
     """Do everything: synthesis, training, router, evaluation. What is complete is skipped."""
     from culturemanager import project as assembly
@@ -222,44 +231,50 @@ def _stage(name: str) -> Callable[..., None]:
 
 for _name, _help in STAGES.items():
     if _name == "passages":
-        passages_app.command("stage", help=_help, hidden=True)(_stage(_name))
+        command(passages_app, "stage", "passages alps.yaml", help=_help, hidden=True)(_stage(_name))
     else:
-        app.command(_name, help=_help + " Stages before it are done first, unless they are complete.")(_stage(_name))
+        _more = "" if _name == "queries" else f"\n\n{EARLIER_FIRST}"
+        command(app, _name, f"{_name} alps.yaml", STAGE_PANEL, help=_help + _more)(_stage(_name))
 
 
-@passages_app.command("search")
-def passages_search(text: Annotated[str, typer.Argument(help="What to look for.")], project: ProjectFile = DEFAULT_PROJECT,
-                    culture: Culture = "", limit: Annotated[int, typer.Option(min=1, max=100, help="Most hits.")] = 5,
+@command(passages_app, "search", 'passages search "tipping in restaurants" alps.yaml --culture austria')
+def passages_search(text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for.")],
+                    project: ProjectFile = DEFAULT_PROJECT,
+                    culture: Annotated[str, typer.Option(metavar="CULTURE", help="Passages of this culture only.")] = "",
+                    limit: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=100, help="Hits at most.")] = 5,
                     overrides: Overrides = []) -> None:
     """Show the passages nearest to a text, with their sources."""
     from culturemanager import console, questions
 
-    for hit in questions.search_passages(_load(project, overrides), text, culture, limit):
+    for hit in questions.search_passages(load_project(project, overrides), text, culture, limit):
         passage = hit.passage
         console.say(f"{hit.score:.3f}  {passage.culture}  {passage.title}{f' / {passage.heading}' if passage.heading else ''}")
         console.say(f"       {passage.url}")
         console.say(f"       {' '.join(passage.text.split())}")
 
 
-@app.command()
+@command(app, "train", "train alps.yaml --plan", STAGE_PANEL)
 def train(context: typer.Context, project: ProjectFile = DEFAULT_PROJECT,
           only: Annotated[list[str], typer.Option(metavar="CULTURE", help="Train only this culture; may be repeated.")] = [],
-          plan: Annotated[bool, typer.Option("--plan", help="Show what would be trained, the memory and the time; train nothing.")
-                          ] = False,
+          plan: Annotated[bool, typer.Option("--plan", metavar=FLAG,
+                                             help="Show what would be trained, the memory and the time; train nothing.")] = False,
           overrides: Overrides = []) -> None:
-    """Train the adapters whose rows or settings changed, all in one pack, and let them serve."""
-    from culturemanager import console
+    """Train the adapters whose rows or settings changed, and let them serve."""
+    from culturemanager import artifacts, console
     from culturemanager import project as assembly
 
     loaded = assembly.load(project, overrides)
     if plan:
         return console.training_plan(assembly.training_outlook(loaded, only))
+    for culture in only:  # said before a cluster is started
+        artifacts.require_culture(loaded, culture)
+    assembly.require_examples(loaded)
     with _working(context) as progress:
         versions = assembly.train(loaded, only, progress)
-    _show_versions(loaded, versions)
+    show_versions(loaded, versions)
 
 
-@app.command()
+@command(app, "router", "router alps.yaml", STAGE_PANEL)
 def router(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) -> None:
     """Train and calibrate the culture router."""
     from culturemanager import console
@@ -273,7 +288,7 @@ def router(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) ->
                 f"{shares['coverage']} of what could be routed is ({figures['measured_rows']:,} held-out rows)")
 
 
-@app.command()
+@command(app, "evaluate", "evaluate alps.yaml", STAGE_PANEL)
 def evaluate(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) -> None:
     """Compare the systems on the held-out items, and write the report."""
     from culturemanager import console
@@ -288,7 +303,7 @@ def evaluate(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) 
 # ---- use
 
 
-@app.command()
+@command(app, "serve", "serve alps.yaml --set serving.port=8080", USE_PANEL)
 def serve(context: typer.Context, project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) -> None:
     """Serve the trained model: an OpenAI-compatible endpoint."""
     from culturemanager import serving
@@ -296,14 +311,15 @@ def serve(context: typer.Context, project: ProjectFile = DEFAULT_PROJECT, overri
     serving.serve(project, overrides, logs=bool(context.obj))
 
 
-@app.command()
-def ask(text: Annotated[str, typer.Argument(help="The question.")], project: ProjectFile = DEFAULT_PROJECT, culture: Culture = "",
-        task: Annotated[str, typer.Option(help="Put the question in this task's words.")] = "",
+@command(app, "ask", 'ask "Should I take my shoes off in Graz?" alps.yaml', USE_PANEL)
+def ask(text: Annotated[str, typer.Argument(metavar="TEXT", help="The question.")], project: ProjectFile = DEFAULT_PROJECT,
+        culture: Culture = "",
+        task: Annotated[str, typer.Option(metavar="TASK", help="Put the question in this task's words.")] = "",
         overrides: Overrides = []) -> None:
     """Ask one question, without a server."""
     from culturemanager import console, questions
 
-    reply = questions.ask(_load(project, overrides), text, culture, task)
+    reply = questions.ask(load_project(project, overrides), text, culture, task)
     console.say(reply.text)
     route = reply.route
     if route.culture:
@@ -313,63 +329,7 @@ def ask(text: Annotated[str, typer.Argument(help="The question.")], project: Pro
         console.say(f"culture: none, the router was not sure enough ({route.confidence:.2f}); answered by the bare base model")
 
 
-@adapters_app.command("list")
-def adapters_list(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) -> None:
-    """Every version, and whether it serves."""
-    from culturemanager import artifacts, console
-
-    loaded = _load(project, overrides)
-    versions = artifacts.registry(loaded).versions()
-    if not versions:
-        return console.say("No adapter yet; `culturemanager train` makes them.")
-    _show_versions(loaded, versions)
-
-
-def _show_versions(project: Project, versions) -> None:
-    from culturemanager import artifacts, console
-
-    serving = set(artifacts.registry(project).aliases().values())
-    console.table(("version", "serves", "rank", "rows", "loss", "made"), [
-        (version.name, "yes" if version.name in serving else "", version.rank, version.metrics.get("rows", ""),
-         _figure(version.metrics.get("loss")), version.created_at) for version in versions])
-
-
-def _figure(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else ""
-
-
-@adapters_app.command("show")
-def adapters_show(name: Annotated[str, typer.Argument(help="A version, such as turkey-v0001.")],
-                  project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) -> None:
-    """One version's record as JSON."""
-    import dataclasses
-    import json
-
-    from culturemanager import artifacts, console
-
-    console.say(json.dumps(dataclasses.asdict(artifacts.registry(_load(project, overrides)).get(name)), indent=2))
-
-
-@adapters_app.command("promote")
-def adapters_promote(name: Annotated[str, typer.Argument(help="A version, such as turkey-v0001.")],
-                     project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) -> None:
-    """Let a version serve its culture."""
-    from culturemanager import artifacts, console
-
-    artifacts.registry(_load(project, overrides)).promote(name)
-    console.say(f"{name} serves")
-
-
-@adapters_app.command("rollback")
-def adapters_rollback(culture: Annotated[str, typer.Argument(help="A culture's id.")], project: ProjectFile = DEFAULT_PROJECT,
-                      overrides: Overrides = []) -> None:
-    """Let the version promoted before serve the culture again."""
-    from culturemanager import artifacts, console
-
-    console.say(f"{artifacts.registry(_load(project, overrides)).rollback(culture)} serves")
-
-
-@app.command()
+@command(app, "doctor", "doctor alps.yaml", START_PANEL)
 def doctor(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) -> None:
     """Check this machine: versions, memory, disk, model files, keys, Ray's token, the port."""
     from culturemanager import console
@@ -379,7 +339,8 @@ def doctor(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) ->
     console.table(("check", "result", "found"), [(finding.name, finding.result, finding.found) for finding in findings])
     for finding in findings:
         if finding.advice:
-            console.say(f"{finding.name}: {finding.advice}")
+            console.say()
+            console.paragraph(f"{finding.name}: {finding.advice}")
     if any(finding.result == checks.FAILED for finding in findings):
         raise typer.Exit(1)
 

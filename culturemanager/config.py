@@ -6,15 +6,28 @@ a project file are relative to that file.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PositiveInt, PrivateAttr, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    PrivateAttr,
+    Tag,
+    model_validator,
+)
 
 from culturemanager.errors import ConfigError
-from culturemanager.yamlfile import read_yaml, validate_model
+from culturemanager.yamlfile import read_yaml, validate_model, validate_overridden
 
 
 class Section(BaseModel):
@@ -31,6 +44,18 @@ def _kind_or(default: str) -> Callable[[Any], Any]:
 def _yes_or_no(value: Any) -> Any:
     """YAML reads an unquoted yes or no as a truth value."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
+def _server_address(value: str) -> str:
+    """An address without a user name or password: those would end up in logs."""
+    try:
+        url = urlsplit(value)
+        host, _ = url.hostname, url.port
+    except ValueError:
+        host = None
+    if not host or url.scheme not in ("http", "https") or "@" in url.netloc or url.query or url.fragment:
+        raise ValueError("expected `http://host:8000/v1` or https, without a user name, a query or a fragment")
+    return value
 
 
 class CultureEntry(Section):
@@ -263,10 +288,23 @@ class TrainingConfig(Section):
     """torch threads in a worker; 0 takes every core of the machine."""
     use_gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_or_no)] = "auto"
     """`auto` uses GPUs if the cluster has them."""
-    zero_stage: Literal[0, 1, 2] = 0
-    """DeepSpeed ZeRO stage: workers share the optimizer's state (1) and the gradients (2) of the adapters among them."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage. Workers share among them the adapters' optimizer state (1), their gradients too (2), or the
+    frozen base (3), whose layers are gathered while they compute; adapters are then whole on every worker."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """`cpu` keeps the adapters' optimizer state in main memory and steps there; with `zero_stage` 1 or 2."""
+    offload_base: Literal["none", "cpu"] = "none"
+    """`cpu` keeps a worker's part of the frozen base in main memory (DeepSpeed's `offload_param`); with `zero_stage` 3."""
     max_failures: int = Field(default=2, ge=0)
     """Worker failures survived by resuming from the newest whole checkpoint."""
+
+    @model_validator(mode="after")
+    def _offload_what_is_shared(self) -> TrainingConfig:
+        if self.offload_optimizer != "none" and self.zero_stage not in (1, 2):
+            raise ValueError(f"`offload_optimizer: {self.offload_optimizer}` needs `zero_stage` 1 or 2, not {self.zero_stage}")
+        if self.offload_base != "none" and self.zero_stage != 3:
+            raise ValueError(f"`offload_base: {self.offload_base}` needs `zero_stage: 3`, not {self.zero_stage}")
+        return self
 
 
 class RouterConfig(Section):
@@ -296,6 +334,25 @@ class EvaluationConfig(Section):
     """Longest free-text answer."""
 
 
+class UpstreamConfig(Section):
+    """A multi-LoRA server that answers in place of our own engine: vLLM, LoRAX, SGLang."""
+
+    base_url: Annotated[str, AfterValidator(_server_address)]
+    """`http://host:8000/v1`."""
+    base_model: str | None = None
+    """What the server calls the bare base; without it, the project's `base.path`."""
+    model_format: str = Field(default="{adapter}", pattern=r"\{adapter\}")
+    """What the server calls an adapter version: `{adapter}` is `turkey-v0001`, `{base}` the bare base's name."""
+    api_key_env: str | None = None
+    """Environment variable with the server's API key, set where the replicas run; without it, none is sent."""
+    timeout_s: float = Field(default=60, gt=0)
+    """Seconds until the server sends the first token, and then from one to the next."""
+    connect_timeout_s: float = Field(default=5, gt=0)
+    """Seconds until a connection stands."""
+    retries: int = Field(default=2, ge=0)
+    """Further tries where the server is not reached or answers 502 or 503; none once the first token has come."""
+
+
 class ServingConfig(Section):
     """The endpoint."""
 
@@ -313,8 +370,20 @@ class ServingConfig(Section):
     """Requests waiting at a deployment before new ones get 429."""
     api_keys_env: str = "CULTUREMANAGER_API_KEYS"
     """Environment variable with comma-separated API keys; unset means no key is asked for (local use only)."""
+    keys_file: str | None = None
+    """YAML file with further keys as SHA-256 sums, their cultures and rates; `culturemanager keys new` writes it."""
+    max_body_kb: int = Field(default=2048, ge=1)
+    """Largest request body, in KiB; a larger one gets 413."""
+    log_texts: bool = False
+    """Whether the request log holds what was asked and answered, too."""
+    prefix_cache_mb: int = Field(default=256, ge=0)
+    """MiB a replica keeps of earlier prompts' beginnings, which later prompts with the same adapter need not compute again."""
+    spare_adapters: int = Field(default=4, ge=1)
+    """Adapter versions a replica holds beside the serving one of every culture, for pins and canaries."""
     cpus_per_replica: float = Field(default=0.5, ge=0)
     """CPUs reserved for a replica."""
+    upstream: UpstreamConfig | None = None
+    """A server that generates in place of our own engine. Replicas then only forward to it, with no model and 0.1 CPUs."""
 
 
 class Project(Section):
@@ -354,6 +423,14 @@ class Project(Section):
     """Endpoint."""
 
     _folder: Path = PrivateAttr(default=Path("."))
+    _file: str = PrivateAttr(default="")
+    _overridden: tuple[str, ...] = PrivateAttr(default=())
+
+    def where(self, field: str) -> str:
+        """Where a field's value comes from, for messages: `project.yaml: base.path`, or `--set base.path`."""
+        if any(f"{field}.".startswith(f"{name}.") for name in self._overridden):
+            return f"--set {field}"
+        return f"{self._file}: {field}" if self._file else field
 
     def resolve(self, path: str) -> Path:
         """A path of this file, relative to the folder the file lies in."""
@@ -378,15 +455,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Project:
         ConfigError: the file or an override is wrong; the message names file, place and expectation.
     """
     path = Path(path)
-    data = read_yaml(path)
-    for override in overrides:
-        _override(data, override)
-    project = validate_model(data, Project, str(path))
-    project._folder = path.resolve().parent
+    data = read_yaml(path, "Check the path, or start with `culturemanager init`.")
+    if not overrides or not isinstance(data, dict):
+        project, names = validate_model(data, Project, str(path)), ()
+    else:
+        overridden = copy.deepcopy(data)
+        texts = dict(_override(overridden, override) for override in overrides)
+        project, names = validate_overridden(data, overridden, Project, str(path), texts), tuple(texts)
+    project._folder, project._file, project._overridden = path.resolve().parent, str(path), names
     return project
 
 
-def _override(data: Any, override: str) -> None:
+def _override(data: dict[Any, Any], override: str) -> tuple[str, str]:
+    """Put an override into the data, and return its field and its text."""
     name, separator, text = override.partition("=")
     if not separator or not name.strip():
         raise ConfigError(f"--set {override!r}: expected `field.field=value`, such as `training.epochs=2`.")
@@ -402,3 +483,4 @@ def _override(data: Any, override: str) -> None:
         node[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from error
+    return name.strip(), text

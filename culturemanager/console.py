@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 15.0
 """Seconds between two lines about the same rows where there is no terminal to redraw."""
 
+NARROWEST = 20
+"""Columns of a terminal below which lines are left to the terminal to break."""
+
 OWN_IN_TEXT = re.compile(r"^culturemanager\.errors\.(\w+): (.+)$", re.MULTILINE)
 
 Report = Callable[..., None]
@@ -38,11 +43,33 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def paragraph(text: str, indent: str = "") -> None:
+    """Text that a terminal shows between words; a file or a pipe gets it as one line."""
+    width = _terminal_width()
+    for line in _wrapped(text, width - len(indent)) if width else [text]:
+        say(f"{indent}{line}")
+
+
+def _terminal_width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of whole words; a word that is longer stays whole, so that a path can be copied."""
+    return textwrap.wrap(text, max(width, NARROWEST), break_long_words=False, break_on_hyphens=False) or [""]
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Columns under a header; numbers to the right. Whole words also where the output is no terminal."""
+    """Columns under a header; numbers to the right. In a terminal the last column's text goes on below itself."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    width = _terminal_width()
+    room = max(width - sum(widths[:-1]) - 2 * len(widths[:-1]), NARROWEST) if width else widths[-1]
+    if widths[-1] > room and not numeric[-1]:
+        widths[-1] = room
+        cells = [[*(first if number == 0 else [""] * len(first)), line]
+                 for *first, last in cells for number, line in enumerate(_wrapped(last, room))]
     for row in (header, ["-" * width for width in widths], *cells):
         say("  ".join(cell.rjust(width) if right else cell.ljust(width)
                       for cell, width, right in zip(row, widths, numeric, strict=True)).rstrip())

@@ -13,14 +13,17 @@
     │   │   └── UnusableAnswerError    one call's answer is no use; the endpoint itself works
     │   └── EmbeddingError
     ├── SynthesisError         nothing usable was found or written for a culture
-    ├── ModelError             a base model folder cannot be used
+    ├── ModelError             a base model cannot be used
+    │   └── UnknownModelError      the hub has none of that name, or does not show it
     ├── AdapterError           an adapter is missing, damaged or made for another base
     ├── TrainingError
     ├── RequestError           a request to the model that cannot be answered as it was asked
     └── ServingError           a port in use, an application that does not start
+        └── OverloadedError    no room for one more request now
 
 A message names the value, what was expected, and the next step. The command line prints it
-in one line, without a traceback, and exits with `exit_code`.
+in one line, without a traceback, and exits with `exit_code`: 2 where the command or a file of
+the user's has to be corrected, 3 where some cultures were left without rows, 1 for all else.
 """
 
 
@@ -90,7 +93,13 @@ class SynthesisError(CultureManagerError):
 
 
 class ModelError(CultureManagerError):
-    """A base model folder cannot be used."""
+    """A base model cannot be used."""
+
+
+class UnknownModelError(ModelError):
+    """The hub has no model of that name, or does not show it to us."""
+
+    exit_code = 2
 
 
 class AdapterError(CultureManagerError):
@@ -109,3 +118,14 @@ class RequestError(CultureManagerError):
 
 class ServingError(CultureManagerError):
     """The served application could not start or answer."""
+
+
+class OverloadedError(ServingError):
+    """There is no room for one more request now; the same request may go well in `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self):  # keeps `retry_after_s` when Ray carries the error between processes
+        return (type(self), (self.args[0], self.retry_after_s))

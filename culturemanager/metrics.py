@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -23,14 +24,27 @@ METRICS: dict[str, tuple[Kind, tuple[str, ...], str]] = {
     "culturemanager_requests": ("counter", ("culture", "status"), "Requests answered, by culture and HTTP status."),
     "culturemanager_routes": ("counter", ("culture", "reason"), "Routing decisions, by culture and reason."),
     "culturemanager_request_seconds": ("histogram", ("culture",), "Seconds from a request's arrival to its last byte."),
+    "culturemanager_first_token_seconds": ("histogram", ("culture",), "Seconds from a request's arrival to its first token."),
+    "culturemanager_served_tokens": ("counter", ("culture", "kind"), "Tokens of served requests; kind is prompt or completion."),
+    "culturemanager_router_confidence": ("histogram", ("culture",), "How sure the router was of the culture it chose."),
+    "culturemanager_engine": ("gauge", ("figure",), "A replica's running and waiting requests, and its cache_bytes."),
 }
 """Name to kind, tags and description."""
 
 SECONDS_BOUNDARIES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Upper bounds of a histogram's buckets, in seconds."""
+"""Upper bounds of the buckets of a histogram of seconds."""
+SHARE_BOUNDARIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+"""Upper bounds of the buckets of a histogram of shares."""
 
 _made: dict[str, Any] = {}
 _lock = threading.Lock()
+_mirror: Callable[[Kind, str, float, dict[str, str]], None] | None = None
+
+
+def mirror(record: Callable[[Kind, str, float, dict[str, str]], None]) -> None:
+    """Tell `record` too whatever this process records from now on: kind, name, value and tags."""
+    global _mirror
+    _mirror = record
 
 
 def count(name: str, value: float = 1, **tags: object) -> None:
@@ -44,6 +58,7 @@ def count(name: str, value: float = 1, **tags: object) -> None:
     metric = _metric(name, "counter", tags)
     if metric and value:  # Ray refuses to add nothing
         metric.inc(float(value), _texts(tags))
+    _tell("counter", name, value, tags)
 
 
 def gauge(name: str, value: float, **tags: object) -> None:
@@ -55,6 +70,7 @@ def gauge(name: str, value: float, **tags: object) -> None:
     metric = _metric(name, "gauge", tags)
     if metric:
         metric.set(float(value), _texts(tags))
+    _tell("gauge", name, value, tags)
 
 
 def observe(name: str, value: float, **tags: object) -> None:
@@ -66,6 +82,17 @@ def observe(name: str, value: float, **tags: object) -> None:
     metric = _metric(name, "histogram", tags)
     if metric:
         metric.observe(float(value), _texts(tags))
+    _tell("histogram", name, value, tags)
+
+
+def _tell(kind: Kind, name: str, value: float, tags: dict[str, object]) -> None:
+    if _mirror:
+        _mirror(kind, name, float(value), _texts(tags))
+
+
+def boundaries(name: str) -> list[float]:
+    """Upper bounds of a histogram's buckets."""
+    return list(SECONDS_BOUNDARIES if name.endswith("_seconds") else SHARE_BOUNDARIES)
 
 
 def _texts(tags: dict[str, object]) -> dict[str, str]:
@@ -94,5 +121,5 @@ def _make(name: str) -> Any:
 
     kind, tags, description = METRICS[name]
     if kind == "histogram":
-        return metrics.Histogram(name, description, boundaries=list(SECONDS_BOUNDARIES), tag_keys=tags)
+        return metrics.Histogram(name, description, boundaries=boundaries(name), tag_keys=tags)
     return {"counter": metrics.Counter, "gauge": metrics.Gauge}[kind](name, description, tag_keys=tags)

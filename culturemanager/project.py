@@ -7,15 +7,16 @@ Every stage is skipped when it is complete for the same settings and inputs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from culturemanager import artifacts, config
 from culturemanager.config import Project
-from culturemanager.errors import ConfigError, IncompleteStageError, SynthesisError
+from culturemanager.errors import ConfigError, IncompleteStageError, LanguageModelError, ModelError, SearchError, SynthesisError
 from culturemanager.items import ItemSet
 from culturemanager.records import AdapterVersion, to_rows
 from culturemanager.storage import fingerprint
@@ -39,8 +40,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Project:
     """Read a project file and check whatever can be checked before anything runs.
 
     Raises:
-        ConfigError: the file, a task, an item or a name in it is wrong.
-        ModelError: the base model's folder cannot be used.
+        ConfigError: the file, a task, an item or a name in it is wrong, or a folder it names cannot be used.
+        CorruptFileError: the base model's folder is damaged.
     """
     project = config.load(path, overrides)
     check(project)
@@ -51,11 +52,10 @@ def check(project: Project) -> None:
     """Raise now what would otherwise be raised minutes into a run.
 
     Raises:
-        ConfigError, SearchError, ModelError: naming the first thing wrong.
+        ConfigError: naming the first thing wrong.
+        CorruptFileError: the base model's folder is damaged.
     """
-    from culturemanager.base_model import check_folder
     from culturemanager.evaluation.baselines import select_systems
-    from culturemanager.providers.folder import folder_path, require_folder
 
     artifacts.items(project)
     select_systems(project.evaluation.systems)
@@ -65,10 +65,50 @@ def check(project: Project) -> None:
             raise ConfigError(f"examples.rows_of_task: {task!r} is none of the project's tasks ({', '.join(known)}).")
     if project.queries.llm and project.examples.generator.kind != "openai":
         raise ConfigError("`queries.llm` is true and needs a language model; set `examples.generator.kind: openai`.")
-    if project.pages.search.kind == "folder":
-        require_folder(folder_path(project.pages.search, project))
-    if Path(project.base_path).is_absolute():
-        check_folder(Path(project.base_path))
+    _check_places(project)
+    check_layers(project)
+
+
+def _check_places(project: Project) -> None:
+    """Raise `ConfigError` for a folder that cannot be used, or an address that is none."""
+    from culturemanager.base_model import EMBEDDED, check_folder, is_local
+    from culturemanager.providers.folder import folder_path, require_documents
+    from culturemanager.providers.llm import endpoint_host
+
+    search, generator = project.pages.search, project.examples.generator
+    if search.kind == "folder":
+        with _laid_to(project, "pages.search.path"):
+            require_documents(folder_path(search, project))
+    if generator.kind == "openai":
+        with _laid_to(project, "examples.generator.base_url"):
+            endpoint_host(generator.base_url)
+    if project.base.path != EMBEDDED and is_local(project.base_path):
+        with _laid_to(project, "base.path"):
+            check_folder(project.resolve(project.base_path))
+
+
+@contextlib.contextmanager
+def _laid_to(project: Project, field: str) -> Iterator[None]:
+    """What fails in the block is the fault of a field of the project file, and is told as such."""
+    try:
+        yield
+    except (SearchError, LanguageModelError, ModelError) as error:
+        raise ConfigError(f"{project.where(field)}: {error}") from error
+
+
+def check_layers(project: Project, online: bool = False) -> int | None:
+    """Raise `ConfigError` if adapters are asked for on more layers than the base model has; how many those are, if known.
+
+    Args:
+        online: ask the hub about a base model that is not in the local cache; it may raise `ModelError` then.
+    """
+    from culturemanager.base_model import count_layers
+
+    layers, wanted = count_layers(project.base_path, online), project.training.last_layers
+    if layers is not None and wanted > layers:
+        raise ConfigError(f"{project.where('training.last_layers')}: {wanted}, and the base model {project.base.path} has "
+                          f"{layers} decoder layers. Set a number from 1 to {layers}, or 0 for all of them.")
+    return layers
 
 
 def check_key(project: Project) -> None:
@@ -96,8 +136,10 @@ def run(project: Project, progress: Progress | None = None) -> Outcome:
     """Everything, from queries to the evaluation's report. Needs Ray.
 
     Raises:
+        ModelError: the base model is not to be had from the hub.
         SynthesisError: no culture has training rows.
     """
+    check_layers(project, online=True)  # a mistyped name would otherwise show only after all pages were fetched
     left_out = None
     try:
         synthesize(project, progress=progress)

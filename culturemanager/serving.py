@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from culturemanager import artifacts, cluster, config, console
-from culturemanager.config import Project
+from culturemanager.config import Project, ServingConfig
 from culturemanager.errors import ServingError
 
 
@@ -53,10 +53,14 @@ def check(project: Project) -> None:
     """
     settings = project.serving
     artifacts.workspace(project).stage("router").manifest()
-    if not is_loopback(settings.host) and not os.environ.get(settings.api_keys_env):
-        raise ServingError(f"serving.host is {settings.host!r}, which others can reach, and the environment variable "
-                           f"{settings.api_keys_env} holds no API key. Set it, or serve on 127.0.0.1.")
+    if not is_loopback(settings.host) and not _has_keys(settings):
+        raise ServingError(f"serving.host is {settings.host!r}, which others can reach, and neither the environment variable "
+                           f"{settings.api_keys_env} nor serving.keys_file holds an API key. Set one, or serve on 127.0.0.1.")
     check_port(settings.host, settings.port)
+
+
+def _has_keys(settings: ServingConfig) -> bool:
+    return bool(os.environ.get(settings.api_keys_env) or settings.keys_file)
 
 
 def is_loopback(host: str) -> bool:
@@ -84,9 +88,9 @@ def check_port(host: str, port: int) -> None:
 def _announce(project: Project) -> None:
     settings = project.serving
     url = f"http://{settings.host}:{settings.port}"
-    key = ' -H "Authorization: Bearer $KEY"' if os.environ.get(settings.api_keys_env) else ""
+    key = ' -H "Authorization: Bearer $KEY"' if _has_keys(settings) else ""
     console.say(f"Serving {project.name} at {url}")
     console.say(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} "
                 "-d '{\"model\": \"auto\", \"messages\": [{\"role\": \"user\", "
                 "\"content\": \"Advice, please: Should I take my shoes off in Izmir?\"}]}'")
-    console.say("Ctrl-C stops it.")
+    console.say(f"The playground is at {url}/. Ctrl-C stops the endpoint.")

@@ -30,6 +30,15 @@ def examples_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "examples"
 
 
+def is_task_file(path: Path) -> bool:
+    """Whether a YAML file looks like a task: to name it to somebody who looks for one, not to read it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return all(re.search(rf"(?m)^{field}:", text) for field in ("kind", "fields", "template"))
+
+
 class TaskFile(BaseModel):
     """The schema of a task's YAML file."""
 

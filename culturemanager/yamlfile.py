@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import difflib
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -25,8 +27,11 @@ def read_model(path: Path, model: type[Model]) -> Model:
     return validate_model(read_yaml(path), model, str(path))
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, next_step: str = "Check the path.") -> Any:
     """Safe YAML from a file.
+
+    Args:
+        next_step: what to do about a file that cannot be read.
 
     Raises:
         ConfigError: the file is missing or malformed; the message has file, line and column.
@@ -34,8 +39,7 @@ def read_yaml(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}. "
-                          "Check the path, or start with `culturemanager init`.") from error
+        raise ConfigError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}. {next_step}") from error
     try:
         return yaml.load(text, Loader=_OneOfEach)
     except yaml.YAMLError as error:
@@ -49,21 +53,92 @@ def validate_model(data: Any, model: type[Model], where: str) -> Model:
     """`model.model_validate` with one-line errors.
 
     Raises:
-        ConfigError: naming the first wrong field, its value and what was expected.
+        ConfigError: naming the first wrong fields, their values and what was expected.
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected `key: value` pairs at the top, found {type(data).__name__}.")
+    return _validated(data, model, lambda wrong: [f"{where}: {'; '.join(_in_words(one, model) for one in wrong)}"])
+
+
+def validate_overridden(data: Any, overridden: Any, model: type[Model], where: str, overrides: Mapping[str, str]) -> Model:
+    """Like `validate_model` for a file some of whose fields were overridden; a slip is laid to whichever of the two has it.
+
+    Args:
+        data: the file alone.
+        overridden: the file with the overrides in it; this is what is read.
+        overrides: field to text, as they were typed.
+
+    Raises:
+        ConfigError: as `validate_model`, and naming the override whose fault it is.
+    """
+    in_file = {_mark(one) for one in _errors(data, model)}
+
+    def told(wrong: Sequence[Mapping[str, Any]]) -> list[str]:
+        blamed = {id(one): None if _mark(one) in in_file else _nearest_override(_place(one["loc"], model)[0], overrides)
+                  for one in wrong}
+        of_file = "; ".join(_in_words(one, model) for one in wrong if blamed[id(one)] is None)
+        of_overrides = [_in_override(one, model, blamed[id(one)], overrides[blamed[id(one)]])
+                        for one in wrong if blamed[id(one)] is not None]
+        return [*of_overrides, *([f"{where}: {of_file}"] if of_file else [])]
+
+    return _validated(overridden, model, told)
+
+
+def _validated(data: Any, model: type[Model], told: Callable[[Sequence[Mapping[str, Any]]], list[str]]) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        told = [_in_words(one, model) for one in _own(error.errors())]
-        more = f" And {len(told) - SHOWN} more." if len(told) > SHOWN else ""
-        raise ConfigError(f"{where}: {'; '.join(told[:SHOWN])}.{more}") from error
+        wrong = _own(_plain(error))
+        more = f" And {len(wrong) - SHOWN} more." if len(wrong) > SHOWN else ""
+        raise ConfigError(f"{'; '.join(told(wrong[:SHOWN]))}.{more}") from error
+
+
+def _errors(data: Any, model: type[BaseModel]) -> list[Mapping[str, Any]]:
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        return _plain(error)
+    return []
+
+
+def _plain(error: ValidationError) -> list[Mapping[str, Any]]:
+    """pydantic's errors; a section of no known kind is laid to its field `kind`."""
+    return [{"loc": (*one["loc"], "kind"), "type": "literal_error", "input": one["ctx"]["tag"],
+             "msg": f"Input should be {one['ctx']['expected_tags']}"} if one["type"] == "union_tag_invalid" else one
+            for one in error.errors()]
+
+
+def _mark(error: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two readings of the same slip have in common."""
+    return error["loc"], error["type"], repr(error["input"])
+
+
+def _nearest_override(parts: Sequence[str], overrides: Mapping[str, str]) -> str | None:
+    """The override that shares most of a field's name with it, the last one of equals; `None` if none shares any."""
+    shared = {name: len(_common(parts, name.split("."))) for name in overrides}
+    return max((name for name in reversed(overrides) if shared[name]), key=shared.get, default=None)
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> list[str]:
+    end = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return list(one[:end])
+
+
+def _in_override(error: Mapping[str, Any], model: type[BaseModel], name: str, text: str) -> str:
+    parts, _ = _place(error["loc"], model)
+    if parts != name.split("."):
+        return f"--set {name}: {_in_words(error, model)}"
+    # The value of a field that does not exist may be a key that was put where none belongs.
+    value = "" if error["type"] == "extra_forbidden" else "=" + " ".join(text.split())[:80]
+    return f"--set {name}{value}: {_message(error, model)}"
 
 
 EXPECTED = {"tuple_type": "expected a list, such as [one, two]", "list_type": "expected a list, such as [one, two]",
             "string_type": "expected text", "dict_type": "expected `key: value` pairs",
-            "model_type": "expected `key: value` pairs", "model_attributes_type": "expected `key: value` pairs"}
+            "model_type": "expected `key: value` pairs", "model_attributes_type": "expected `key: value` pairs",
+            "int_parsing": "expected an integer", "int_type": "expected an integer", "int_from_float": "expected an integer",
+            "float_parsing": "expected a number", "float_type": "expected a number", "bool_parsing": "expected true or false",
+            "bool_type": "expected true or false"}
 """pydantic's kinds of error in words for somebody who writes YAML."""
 
 
@@ -75,18 +150,40 @@ def _own(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _in_words(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     """One error: the field, what was expected, what was found."""
+    field = ".".join(_place(error["loc"], model)[0])
+    found = "" if error["type"] in ("missing", "value_error", "extra_forbidden") else f" (found {error['input']!r:.80})"
+    return f"{field}: {_message(error, model)}{found}" if field else f"{_message(error, model)}{found}"
+
+
+def _message(error: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """What was expected."""
     kind = error["type"]
-    parts, section = _place(error["loc"], model)
-    field = ".".join(parts)
     if kind == "extra_forbidden":
-        return f"{field}: unknown field; known fields here: {', '.join(section.model_fields)}"
-    message = EXPECTED.get(kind, error["msg"].removeprefix("Value error, "))
+        parts, section = _place(error["loc"], model)
+        return f"unknown field; {_known_fields(parts, section, model)}"
     if kind == "too_short":
-        message = f"expected at least {error['ctx']['min_length']} entry"
+        return f"expected at least {error['ctx']['min_length']} entry"
     if kind == "string_type" and isinstance(error["input"], bool):
-        message = 'YAML reads an unquoted yes, no, on or off as true or false; put the word in quotes, such as "yes"'
-    found = "" if kind in ("missing", "value_error") else f" (found {error['input']!r:.80})"
-    return f"{field}: {message}{found}" if field else f"{message}{found}"
+        return 'YAML reads an unquoted yes, no, on or off as true or false; put the word in quotes, such as "yes"'
+    message = error["msg"].removeprefix("Value error, ")
+    return EXPECTED.get(kind, re.sub(r"^Input should be (?=greater|less)", "expected a number ", message)
+                        .replace("Input should be ", "expected "))
+
+
+def _known_fields(parts: Sequence[str], section: type[BaseModel], model: type[BaseModel]) -> str:
+    """The fields a mistyped one may have meant: the nearest of its section, one of that name elsewhere, or all there are."""
+    name = parts[-1]
+    near = difflib.get_close_matches(name, section.model_fields, n=2, cutoff=0.6)
+    near = near or list(dict.fromkeys(field for field in _names_below(model) if field.split(".")[-1] == name))
+    return f"nearest: {', '.join(near)}" if near else f"known fields here: {', '.join(section.model_fields)}"
+
+
+def _names_below(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every field below a model, with the sections it lies in."""
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        for inner in _models_in(info.annotation):
+            yield from _names_below(inner, f"{prefix}{name}.")
 
 
 def _place(location: tuple, model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:

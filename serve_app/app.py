@@ -13,9 +13,11 @@ from ray import serve
 from ray.serve import Application
 
 from culturemanager import config
-from serve_app.ingress import Ingress, key_sums
+from serve_app.ingress import Ingress
+from serve_app.keys import collect_keys
 from serve_app.replica import Replica
 from serve_app.router import CultureRouter
+from serve_app.upstream import UpstreamReplica
 
 
 class ApplicationArgs(BaseModel):
@@ -40,9 +42,12 @@ def build(args: dict) -> Application:
     project = config.load(given.project, given.overrides)
     settings = project.serving
     waiting = settings.max_queued_requests
-    replica = serve.deployment(Replica).options(
+    file = project.resolve(settings.keys_file) if settings.keys_file else None
+    keys = collect_keys(os.environ.get(settings.api_keys_env, ""), file)
+    engine, cpus = (UpstreamReplica, 0.1) if settings.upstream else (Replica, settings.cpus_per_replica)
+    replica = serve.deployment(engine).options(
         name="Replica", max_ongoing_requests=settings.max_batch_rows * 2, max_queued_requests=waiting,
-        ray_actor_options={"num_cpus": settings.cpus_per_replica},
+        ray_actor_options={"num_cpus": cpus},
         **_size(settings.replicas, settings.max_replicas, settings.max_batch_rows),
     ).bind(given.project, given.overrides)
     router = serve.deployment(CultureRouter).options(
@@ -50,7 +55,7 @@ def build(args: dict) -> Application:
     ).bind(given.project, given.overrides, replica)
     return Ingress.options(
         max_ongoing_requests=200, max_queued_requests=waiting, ray_actor_options={"num_cpus": 0.1},
-    ).bind(router, key_sums(os.environ.get(settings.api_keys_env, "")))
+    ).bind(router, keys, settings.max_body_kb * 1024, settings.log_texts)
 
 
 def _size(replicas: int, max_replicas: int, target: int) -> dict:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from culturemanager.errors import CultureManagerError, ServingError
-from culturemanager.inference.engine import Engine, GenerationRequest, TokenEvent
+from culturemanager.inference.engine import Engine, Generation, GenerationRequest, TokenEvent
 
 
 class EngineLoop:
@@ -51,35 +52,69 @@ class EngineLoop:
         self._work.put(work)
         return await future
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
-        """The request's tokens as they come. Leaving early cancels the request and frees its row.
+    async def generate(self, request: GenerationRequest, prepare: Callable[[], None]) -> AsyncIterator[list[TokenEvent]]:
+        """The request's tokens, those that came together in one list. Leaving early cancels it and frees its row.
+
+        Args:
+            prepare: runs in the engine's thread right before the request is submitted, so that the adapter it loads
+                cannot be dropped in between.
 
         Raises:
-            RequestError, AdapterError: as `Engine.submit`.
+            RequestError, AdapterError: as `Engine.submit`, or what `prepare` raises.
             ServingError: the engine failed.
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[TokenEvent | BaseException] = asyncio.Queue()
+        number = await self._submit(request, prepare, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        try:
+            ended = False
+            while not ended:
+                together = [await events.get()]
+                while not events.empty():  # a slow reader gets fewer and longer pieces
+                    together.append(events.get_nowait())
+                failed = next((event for event in together if isinstance(event, BaseException)), None)
+                if failed is not None:
+                    raise ServingError(f"the engine failed: {failed}") from failed
+                ended = together[-1].finish_reason is not None
+                yield together
+        finally:
+            self._work.put(lambda: self._forget(number))
+
+    async def complete(self, request: GenerationRequest, prepare: Callable[[], None]) -> tuple[Generation, float]:
+        """The request's whole answer, and the seconds until its first token. Being cancelled cancels the request.
+
+        Raises:
+            RequestError, AdapterError, ServingError: as `generate`.
+        """
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[TokenEvent | BaseException] = loop.create_future()
+        begun, first = time.monotonic(), []
 
         def listen(event: TokenEvent | BaseException) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            if not first:
+                first.append(time.monotonic() - begun)
+            # Only the end is told: waking the event loop for every token costs more than the token.
+            if isinstance(event, BaseException) or event.finish_reason:
+                loop.call_soon_threadsafe(_settle, ended, event, None)
 
+        number = await self._submit(request, prepare, listen)
+        try:
+            event = await ended
+        finally:
+            self._work.put(lambda: self._forget(number))
+        if isinstance(event, BaseException):
+            raise ServingError(f"the engine failed: {event}") from event
+        return event.generation, first[0]
+
+    async def _submit(self, request: GenerationRequest, prepare: Callable[[], None],
+                      listen: Callable[[TokenEvent | BaseException], None]) -> int:
         def submit() -> int:
+            prepare()
             number = self.engine.submit(request)
             self._listeners[number] = listen
             return number
 
-        number = await self.call(submit)
-        try:
-            while True:
-                event = await events.get()
-                if isinstance(event, BaseException):
-                    raise ServingError(f"the engine failed: {event}") from event
-                yield event
-                if event.finish_reason:
-                    return
-        finally:
-            self._work.put(lambda: self._forget(number))
+        return await self.call(submit)
 
     def _forget(self, number: int) -> None:
         if self._listeners.pop(number, None):

@@ -3,109 +3,95 @@
 Annotations stay objects here (no `from __future__ import annotations`): FastAPI reads them.
 """
 
-import hashlib
-import hmac
-import time
+import asyncio
+import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import RayError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from culturemanager import metrics
-from culturemanager.errors import AdapterError, CultureManagerError, ModelError, RequestError
-from culturemanager.records import Route
+from culturemanager.errors import CultureManagerError
+from serve_app import playground
+from serve_app.exposition import CONTENT_TYPE, Exposition
+from serve_app.failures import failure
+from serve_app.keys import ApiKey, ApiKeys
+from serve_app.limits import LimitBody
+from serve_app.merging import Stream, merged
 from serve_app.openai_api import (
     ChatRequest,
     CompletionRequest,
-    GenerationFields,
-    ResponseShape,
+    DetokenizeRequest,
     RouteRequest,
-    decision,
-    error_body,
-    event,
-    usage,
+    TokenizeRequest,
 )
+from serve_app.request_log import RequestRecord
+from serve_app.responses import ResponseShape, decision, error_body, event, usage
 
 api = FastAPI(title="CultureManager", description="One language model, every culture: an OpenAI-compatible endpoint.",
-              docs_url=None, redoc_url=None)
+              docs_url=None, redoc_url=None, openapi_url=None)
+api.add_middleware(LimitBody)
+api.include_router(playground.router)
+
+KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 405: "invalid_request_error",
+         429: "rate_limit_error"}
 
 
-def key_sums(text: str) -> list[str]:
-    """SHA-256 sums of comma-separated API keys: what deployments are given instead of the keys."""
-    return [hashlib.sha256(key.strip().encode()).hexdigest() for key in text.split(",") if key.strip()]
-
-
-class ApiKeys:
-    """The keys that open the endpoint, known by their sums only (`key_sums`)."""
-
-    def __init__(self, sums: Sequence[str]) -> None:
-        self._sums = list(sums)
-
-    def admits(self, authorization: str | None) -> bool:
-        """Whether an `Authorization` header carries a key; without any key set, everyone is admitted."""
-        if not self._sums:
-            return True
-        scheme, _, key = (authorization or "").partition(" ")
-        given = hashlib.sha256(key.strip().encode()).hexdigest()
-        matches = [hmac.compare_digest(given, known) for known in self._sums]
-        return scheme.lower() == "bearer" and any(matches)
-
-
-async def require_key(request: Request) -> None:
-    """Refuse a request without a valid key."""
-    if not request.app.state.keys.admits(request.headers.get("authorization")):
+async def caller(request: Request) -> ApiKey:
+    """The key a request came with; refuses one without a valid key, and one beyond its key's rate."""
+    keys: ApiKeys = request.app.state.keys
+    key = keys.identify(request.headers.get("authorization"))
+    if key is None:
         raise HTTPException(401, "Missing or wrong API key. Send `Authorization: Bearer <key>`.")
+    refusal = keys.take(key) if request.method == "POST" else None
+    if refusal:
+        raise HTTPException(refusal.status, refusal.message, {"Retry-After": str(refusal.retry_after_s)})
+    return key
+
+
+Caller = Annotated[ApiKey, Depends(caller)]
 
 
 @api.exception_handler(StarletteHTTPException)
 async def http_error(_: Request, error: StarletteHTTPException) -> JSONResponse:
-    kind = {401: "authentication_error", 404: "not_found_error", 405: "invalid_request_error"}.get(error.status_code, "api_error")
-    return JSONResponse(error_body(str(error.detail), kind), error.status_code)
+    body = error_body(str(error.detail), KINDS.get(error.status_code, "api_error"))
+    return JSONResponse(body, error.status_code, headers=error.headers)
 
 
 @api.exception_handler(RequestValidationError)
 async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    # Of a field that may have several forms the place is told, and not which form was tried.
+    field = ".".join(str(part) for part in first["loc"] if part != "body" and not _names_a_form(part)) or "body"
     return JSONResponse(error_body(f"{field}: {first['msg']}", "invalid_request_error", field), 400)
 
 
+def _names_a_form(part: object) -> bool:
+    return (isinstance(part, str) and any(sign in part for sign in "[(-")) or part in ("str", "ContentPart", "Message")
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "culturemanager"}
+
+
+def _may_see(key: ApiKey, name: str) -> bool:
+    """Whether a key may ask for a model: `auto` and the base are for all, a culture and its versions for its own keys."""
+    return key.cultures is None or name in ("auto",) or name.rpartition("-v")[0] in key.cultures or name in key.cultures
+
+
+def _answer_failure(error: Exception, record: RequestRecord | None = None) -> JSONResponse:
+    told = failure(error)
+    if record:
+        record.finish(told.status)
+    return JSONResponse(error_body(told.message, told.kind), told.status,
+                        headers=(record.headers() if record else {}) | told.headers)
+
+
 # `serve.ingress` copies the application with what this module holds at that moment: what routes call stands above.
-
-
-def _tell(route: Route, last: dict[str, Any], started: float) -> None:
-    """Count a finished answer."""
-    culture = route.culture or "none"
-    metrics.count("culturemanager_requests", 1, culture=culture, status=200)
-    metrics.observe("culturemanager_request_seconds", time.monotonic() - started, culture=culture)
-    metrics.count("culturemanager_tokens", last["prompt_tokens"], kind="prompt")
-    metrics.count("culturemanager_tokens", last["completion_tokens"], kind="completion")
-
-
-def _overloaded() -> JSONResponse:
-    metrics.count("culturemanager_requests", 1, culture="none", status=429)
-    return JSONResponse(error_body("Too many requests are waiting. Try again in a second.", "rate_limit_error"), 429,
-                        headers={"Retry-After": "1"})
-
-
-def _failed(error: Exception) -> JSONResponse:
-    cause = _cause(error)
-    wrong_request = isinstance(cause, (RequestError, ModelError))
-    status = 400 if wrong_request else 503 if isinstance(cause, AdapterError) else 500
-    metrics.count("culturemanager_requests", 1, culture="none", status=status)
-    message = str(cause) if isinstance(cause, CultureManagerError) else "the model could not answer; try again."
-    return JSONResponse(error_body(message, "invalid_request_error" if wrong_request else "api_error"), status)
-
-
-def _cause(error: Exception) -> BaseException:
-    """What a remote call raised, without Ray's wrapping."""
-    return error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
 
 
 @serve.deployment(name="Ingress")
@@ -115,100 +101,180 @@ class Ingress:
 
     Args:
         router: handle of `CultureRouter`.
-        sums: of the API keys that open the endpoint; with none, everyone is admitted.
+        keys: API keys that open the endpoint; with none, everyone is admitted.
+        most_bytes: of a request's body.
+        log_texts: whether the request log holds what was asked and answered.
     """
 
-    def __init__(self, router: Any, sums: Sequence[str]) -> None:
+    def __init__(self, router: Any, keys: Sequence[ApiKey], most_bytes: int, log_texts: bool) -> None:
         self._router = router
-        api.state.keys = ApiKeys(sums)
+        self._log_texts = log_texts
+        self._exposition = Exposition()
+        api.state.keys = ApiKeys(keys)
+        api.state.most_bytes = most_bytes
+
+    # ---- what is there
 
     @api.get("/health")
-    async def health(self) -> dict[str, str]:
-        """Whether the router answers; open to load balancers."""
+    async def health(self) -> dict[str, Any]:
+        """Whether the model answers; open to load balancers. Versions that failed are named."""
         try:
-            await self._router.models.remote()
+            status = await self._router.status.remote()
         except RayError as error:
-            raise HTTPException(503, "not ready") from error
-        return {"status": "ok"}
+            raise HTTPException(503, "The model is not ready. Try again in a few seconds.", {"Retry-After": "5"}) from error
+        return {"status": "degraded" if status["failed"] else "ok", "failed": status["failed"]}
 
-    @api.get("/v1/models", dependencies=[Depends(require_key)])
-    async def models(self) -> dict[str, Any]:
+    @api.get("/openapi.json", include_in_schema=False, dependencies=[Depends(caller)])
+    async def schema(self, request: Request) -> dict[str, Any]:
+        """The routes and their fields."""
+        return request.app.openapi()
+
+    @api.get("/metrics", dependencies=[Depends(caller)])
+    async def metrics(self) -> Response:
+        """This ingress's figures in Prometheus' text format."""
+        return Response(self._exposition.text(), media_type=CONTENT_TYPE)
+
+    @api.get("/v1/models")
+    async def models(self, key: Caller) -> dict[str, Any]:
         """Every name that `model` may hold."""
-        names = await self._router.models.remote()
-        return {
-            "object": "list",
-            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "culturemanager"} for name in names],
-        }
+        return {"object": "list", "data": [_model(name) for name in await self._names(key)]}
 
-    @api.post("/v1/route", dependencies=[Depends(require_key)])
+    @api.get("/v1/models/{name}")
+    async def model(self, name: str, key: Caller) -> dict[str, Any]:
+        """One of them."""
+        if name not in await self._names(key):
+            raise HTTPException(404, f"The model {name!r} is not served; GET /v1/models lists those that are.")
+        return _model(name)
+
+    @api.get("/v1/status", dependencies=[Depends(caller)])
+    async def status(self) -> dict[str, Any]:
+        """Which versions serve, which are on trial, which failed and why, and how busy a replica is."""
+        return await self._router.status.remote()
+
+    # ---- parts of answering
+
+    @api.get("/v1/cultures/{culture}/sources")
+    async def sources(self, culture: str, key: Caller, query: Annotated[str, Query(min_length=1, max_length=2000)],
+                      limit: Annotated[int, Query(ge=1, le=20)] = 5) -> Response:
+        """The sentences behind a culture's training rows, those nearest to the question first."""
+        if key.cultures is not None and culture not in key.cultures:
+            raise HTTPException(403, f"This key may not see the culture {culture!r}.")
+        try:
+            found = await self._router.sources.remote(culture, query, limit)
+        except (RayError, CultureManagerError) as error:
+            return _answer_failure(error)
+        if found is None:
+            raise HTTPException(404, f"The culture {culture!r} is none of the project's; GET /v1/models lists the served ones.")
+        return JSONResponse({"object": "list", "culture": culture, **found})
+
+    @api.post("/v1/route", dependencies=[Depends(caller)])
     async def route(self, body: RouteRequest) -> dict[str, Any]:
         """The router's decision for a text or several, without an answer."""
         texts = [body.input] if isinstance(body.input, str) else body.input
         routes = await self._router.route.remote(texts)
         return {"object": "list", "data": [decision(route) for route in routes]}
 
-    @api.post("/v1/chat/completions", dependencies=[Depends(require_key)])
-    async def chat(self, body: ChatRequest) -> Response:
-        """A chat completion, streamed or whole."""
-        asked = {"messages": [message.plain() for message in body.messages],
-                 "max_new_tokens": body.max_completion_tokens or body.max_tokens}
-        return await self._respond(body, asked, chat=True)
-
-    @api.post("/v1/completions", dependencies=[Depends(require_key)])
-    async def complete(self, body: CompletionRequest) -> Response:
-        """A plain completion, streamed or whole."""
-        return await self._respond(body, {"prompt": body.prompt, "max_new_tokens": body.max_tokens}, chat=False)
-
-    async def _respond(self, body: GenerationFields, asked: dict[str, Any], chat: bool) -> Response:
-        started = time.monotonic()
-        request = {"model": body.model, "culture": body.culture, "temperature": body.temperature, "top_p": body.top_p,
-                   "seed": body.seed, "stop": body.stops(), **asked}
-        events = self._router.options(stream=True).answer.remote(request)
+    @api.post("/tokenize", dependencies=[Depends(caller)])
+    async def tokenize(self, body: TokenizeRequest) -> Response:
+        """Token ids of a text or a conversation, and the tokens a request may have."""
+        messages = [message.plain() for message in body.messages] if body.messages else None
         try:
-            first = await anext(events)
-            if "refused" in first:
-                status = 404 if first["code"] == "model_not_found" else 400
-                return JSONResponse(error_body(first["refused"], "invalid_request_error", first["param"], first["code"]), status)
-            route: Route = first["route"]
-            begun = await anext(events)
-        except BackPressureError:
-            return _overloaded()
+            tokens, status = await asyncio.gather(
+                self._router.tokenize.remote(body.prompt, messages, body.add_special_tokens), self._router.status.remote())
         except (RayError, CultureManagerError) as error:
-            return _failed(error)
-        shape = ResponseShape(chat, first["adapter"] or body.model, route)
-        headers = {"x-culturemanager-culture": route.culture or "none", "x-culturemanager-reason": route.reason,
-                   "x-culturemanager-confidence": f"{route.confidence:.4f}"}
+            return _answer_failure(error)
+        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": status["engine"]["context"]})
+
+    @api.post("/detokenize", dependencies=[Depends(caller)])
+    async def detokenize(self, body: DetokenizeRequest) -> Response:
+        """The text of token ids."""
+        try:
+            return JSONResponse({"prompt": await self._router.detokenize.remote(body.tokens)})
+        except (RayError, CultureManagerError) as error:
+            return _answer_failure(error)
+
+    @api.get("/tokenizer_info", dependencies=[Depends(caller)])
+    async def tokenizer_info(self) -> dict[str, Any]:
+        """The tokenizer's special tokens and chat template."""
+        return await self._router.tokenizer_info.remote()
+
+    # ---- answers
+
+    @api.post("/v1/chat/completions")
+    async def chat(self, body: ChatRequest, key: Caller) -> Response:
+        """A chat completion, streamed or whole."""
+        return await self._respond(body, key, chat=True)
+
+    @api.post("/v1/completions")
+    async def complete(self, body: CompletionRequest, key: Caller) -> Response:
+        """A plain completion, streamed or whole."""
+        return await self._respond(body, key, chat=False)
+
+    async def _names(self, key: ApiKey) -> list[str]:
+        names = await self._router.models.remote()
+        return [name for name in names if _may_see(key, name)]
+
+    async def _respond(self, body: ChatRequest | CompletionRequest, key: ApiKey, chat: bool) -> Response:
+        record = RequestRecord(uuid.uuid4().hex, key.name, body.model, body.stream)
+        jobs = [job | {"allowed_cultures": key.cultures} for job in body.choices()]
+        try:
+            begin = self._begin_streams if body.stream else self._answers
+            answers = await begin(jobs)
+        except (RayError, CultureManagerError) as error:
+            return _answer_failure(error, record)
+        refused = next((answer for answer in answers if "refused" in answer), None)
+        if refused:
+            record.finish(refused["status"])
+            kind = KINDS.get(refused["status"], "invalid_request_error")
+            return JSONResponse(error_body(refused["refused"], kind, refused["param"], refused["code"]), refused["status"],
+                                headers=record.headers())
+        record.routed(answers[0]["route"], answers[0]["adapter"])
+        shape = ResponseShape(chat, answers[0]["adapter"] or body.model, answers[0]["route"])
         if body.stream:
             wants_usage = bool(body.stream_options and body.stream_options.include_usage)
-            return StreamingResponse(self._stream(events, begun, shape, route, wants_usage, started), headers=headers,
+            streams = [answer["stream"] for answer in answers]
+            return StreamingResponse(self._events(streams, shape, wants_usage, record, jobs), headers=record.headers(),
                                      media_type="text/event-stream")
-        try:
-            return JSONResponse(await self._whole(events, begun, shape, route, started), headers=headers)
-        except (RayError, CultureManagerError) as error:
-            return _failed(error)
+        whole = shape.whole([(answer["route"], answer) for answer in answers])
+        record.first_token(answers[0].get("first_token_s"))
+        record.finish(200, whole["usage"], self._texts(jobs, [answer["text"] for answer in answers]))
+        return JSONResponse(whole, headers=record.headers())
 
-    async def _whole(
-        self, events: Any, begun: dict[str, Any], shape: ResponseShape, route: Route, started: float
-    ) -> dict[str, Any]:
-        text, last = begun["text"], begun
-        if not last["finish_reason"]:
-            async for last in events:
-                text += last["text"]
-        _tell(route, last, started)
-        return shape.whole(text, last["finish_reason"], usage(last["prompt_tokens"], last["completion_tokens"]))
+    async def _answers(self, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Every choice's whole answer."""
+        return await asyncio.gather(*(self._router.answer.remote(job) for job in jobs))
 
-    async def _stream(self, events: Any, begun: dict[str, Any], shape: ResponseShape, route: Route, wants_usage: bool,
-                      started: float) -> AsyncIterator[str]:
-        last = begun
-        yield shape.chunk(begun["text"], begun["finish_reason"], first=True)
+    async def _begin_streams(self, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Every choice's decision, with the stream that follows it."""
+        streams = [self._router.options(stream=True).stream.remote(job) for job in jobs]
+        heads = await asyncio.gather(*(anext(stream) for stream in streams))
+        return [head | {"stream": stream} for head, stream in zip(heads, streams, strict=True)]
+
+    async def _events(self, streams: Sequence[Stream], shape: ResponseShape, wants_usage: bool, record: RequestRecord,
+                      jobs: Sequence[dict[str, Any]]) -> AsyncIterator[str]:
+        texts, tokens = [""] * len(streams), {}
+        begun: set[int] = set()
+        status = 499  # unless the end is reached, the client went away
         try:
-            if not begun["finish_reason"]:
-                async for last in events:
-                    yield shape.chunk(last["text"], last["finish_reason"], first=False)
+            async for number, piece in merged(streams):
+                record.first_token()
+                yield shape.chunk(number, piece, first=number not in begun)
+                begun.add(number)
+                texts[number] += piece["text"]
+                tokens[number] = piece["prompt_tokens"], piece["completion_tokens"]
+            total = usage(sum(prompt for prompt, _ in tokens.values()), sum(completion for _, completion in tokens.values()))
+            if wants_usage:
+                yield shape.usage_chunk(total)
+            status = 200
+            yield "data: [DONE]\n\n"
         except (RayError, CultureManagerError) as error:
-            yield event(error_body(f"the answer broke off: {_cause(error)}", "api_error"))
-            return
-        _tell(route, last, started)
-        if wants_usage:
-            yield shape.usage_chunk(usage(last["prompt_tokens"], last["completion_tokens"]))
-        yield "data: [DONE]\n\n"
+            status = failure(error).status
+            yield event(error_body(f"the answer broke off: {failure(error).message}", "api_error"))
+        finally:
+            record.finish(status, usage(sum(p for p, _ in tokens.values()), sum(c for _, c in tokens.values())),
+                          self._texts(jobs, texts))
+
+    def _texts(self, jobs: Sequence[dict[str, Any]], answers: Sequence[str]) -> dict[str, Any] | None:
+        if not self._log_texts:
+            return None
+        return {"asked": [job.get("messages") or job["prompt"] for job in jobs], "answered": list(answers)}

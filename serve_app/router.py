@@ -1,19 +1,26 @@
-"""The router deployment: decides the culture, then has a replica answer."""
+"""The router deployment: decides the culture and the adapter version, then has a replica answer."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
-from culturemanager import artifacts, config, metrics
-from culturemanager.errors import AdapterError, UnknownCultureError
+from culturemanager import artifacts, config
+from culturemanager.errors import AdapterError, CultureManagerError, RequestError, StorageError, UnknownCultureError
 from culturemanager.records import Route
+from serve_app.sources import TrainingSources
+from serve_app.versions import ServingVersions
 
 AUTO = "auto"
 ATTEMPTS = 3
 """Replicas tried for a request whose replica dies before the first token."""
+
+Decision = tuple[list[str], Route]
+"""Adapter versions that may answer, the first choice first (empty: the bare base), and why."""
 
 
 class CultureRouter:
@@ -26,12 +33,16 @@ class CultureRouter:
     """
 
     def __init__(self, path: str, overrides: Sequence[str], replica: Any) -> None:
-        project = config.load(path, overrides)
-        self._base = project.base.path
-        self._router = artifacts.open_router(project, artifacts.open_embedder(project))
-        self._registry = artifacts.registry(project)
-        self._cultures = [culture.id for culture in artifacts.cultures(project)]
-        self._replica = replica.options(stream=True)
+        self._project = config.load(path, overrides)
+        self._base = self._project.base.path
+        self._router = artifacts.open_router(self._project, artifacts.open_embedder(self._project))
+        self._registry = artifacts.registry(self._project)
+        self._versions = ServingVersions(self._registry)
+        self._cultures = [culture.id for culture in artifacts.cultures(self._project)]
+        self._sources = TrainingSources(self._project)
+        self._replica = replica
+
+    # ---- what is there
 
     def models(self) -> list[str]:
         """Names a request may use: `auto`, the base, cultures with an adapter, and every version."""
@@ -40,61 +51,178 @@ class CultureRouter:
         versions = [version.name for version in self._registry.versions() if version.culture in self._cultures]
         return [AUTO, self._base, *served, *versions]
 
+    async def status(self) -> dict[str, Any]:
+        """Whether a replica answers, what each culture is served by, versions on trial, and versions that failed."""
+        engine = await self._replica.status.remote()
+        trials = {culture: {"version": name, "share": share} for culture, (name, share) in self._registry.canaries().items()}
+        return {"engine": engine, "serving": self._registry.aliases(), "trials": trials, "failed": self._versions.condemned}
+
     def route(self, texts: list[str]) -> list[Route]:
         """The decision alone, for several texts."""
         return self._router.route_many(texts)
 
-    def choose(self, model: str, culture: str | None, text: str | list[dict[str, str]]) -> tuple[str, Route]:
-        """The adapter version that answers (empty: the bare base), and why.
+    async def sources(self, culture: str, question: str, limit: int) -> dict[str, Any] | None:
+        """What `TrainingSources.nearest` finds; None: the project has no such culture."""
+        if culture not in self._cultures:
+            return None
+        return await asyncio.to_thread(self._sources.nearest, culture, question, limit)
+
+    # ---- tokens
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        """Loaded when first asked for: answering needs none here."""
+        from culturemanager.base_model import load_tokenizer
+
+        return load_tokenizer(self._project.base_path)
+
+    def tokenize(self, prompt: str | None, messages: list[dict[str, str]] | None, special: bool) -> list[int]:
+        """Token ids of a text, or of a conversation ready for the assistant's turn.
 
         Raises:
-            UnknownCultureError: `culture` is none of the project's.
-            AdapterError: `model` is not served.
+            ModelError: the model's chat template refuses the messages.
         """
+        from culturemanager.chat import chat_ids
+
+        if messages is not None:
+            return chat_ids(self._tokenizer, messages)
+        return self._tokenizer(prompt, add_special_tokens=special)["input_ids"]
+
+    def detokenize(self, tokens: list[int]) -> str:
+        """The text of token ids.
+
+        Raises:
+            RequestError: an id is beyond the vocabulary.
+        """
+        wrong = [token for token in tokens if token >= len(self._tokenizer)]
+        if wrong:
+            raise RequestError(f"token {wrong[0]} is beyond the vocabulary of {len(self._tokenizer)}.")
+        return self._tokenizer.decode(tokens)
+
+    def tokenizer_info(self) -> dict[str, Any]:
+        """What clients that count tokens themselves want to know."""
+        tokenizer = self._tokenizer
+        return {"tokenizer_class": type(tokenizer).__name__, "vocab_size": len(tokenizer),
+                "chat_template": tokenizer.chat_template, "bos_token": tokenizer.bos_token,
+                "eos_token": tokenizer.eos_token, "pad_token": tokenizer.pad_token, "unk_token": tokenizer.unk_token}
+
+    # ---- answers
+
+    async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Route, and return the whole answer: ``route``, ``adapter`` and what `Replica.complete` gives, or a refusal.
+
+        A replica that dies is replaced by another, since nothing has been told yet.
+        """
+        try:
+            versions, route = self._decide(request)
+        except CultureManagerError as error:
+            return _refusal(error)
+        for adapter in versions or [""]:
+            job = request | {"adapter": adapter}
+            try:
+                piece = await self._again_if_it_dies(lambda job=job: self._replica.complete.remote(job))
+                return {"route": route, "adapter": adapter, **piece}
+            except RayTaskError as error:
+                if not self._passes_over(error, adapter, versions):
+                    raise
+
+    async def stream(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Route, then stream the answer.
+
+        Yields:
+            First ``{"route": Route, "adapter": name}``, then what `Replica.generate` yields; or only a refusal.
+        """
+        try:
+            versions, route = self._decide(request)
+        except CultureManagerError as error:
+            yield _refusal(error)
+            return
+        for adapter in versions or [""]:
+            try:
+                pieces, first = await self._again_if_it_dies(lambda job=request | {"adapter": adapter}: self._begin(job))
+            except RayTaskError as error:
+                if self._passes_over(error, adapter, versions):
+                    continue
+                raise
+            yield {"route": route, "adapter": adapter}
+            yield first
+            async for piece in pieces:
+                yield piece
+            return
+
+    async def _begin(self, job: dict[str, Any]) -> tuple[AsyncIterator[dict[str, Any]], dict[str, Any]]:
+        """A replica's stream and its first piece: until that has come, the request may be given to another replica."""
+        pieces = self._replica.options(stream=True).generate.remote(job)
+        return pieces, await anext(pieces)
+
+    @staticmethod
+    async def _again_if_it_dies(ask: Any) -> Any:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await ask()
+            except RayActorError:
+                if attempt == ATTEMPTS:
+                    raise
+
+    def _passes_over(self, error: RayTaskError, adapter: str, versions: list[str]) -> bool:
+        """Whether the adapter is to blame and another version can take over."""
+        if not adapter or not isinstance(error.cause, (AdapterError, StorageError)):
+            return False
+        self._versions.condemn(adapter, str(error.cause))
+        return adapter != versions[-1]
+
+    def _decide(self, request: dict[str, Any]) -> Decision:
+        """Which versions may answer, and why.
+
+        Raises:
+            UnknownCultureError: the request's culture is none of the project's.
+            AdapterError: its model is not served.
+            ForbiddenError: its key may not ask for the culture.
+        """
+        model = request["model"]
         name = model.removeprefix(f"{self._base}:")
         if name == self._base:
-            return "", Route("", 1.0, "pinned")
+            return [], Route("", 1.0, "pinned")
         if name != AUTO and name not in self._cultures:
-            return self._pinned_version(name)
-        route = self._router.route(text, pinned=culture if name == AUTO else name)
-        return (self._registry.aliases().get(route.culture, "") if route.culture else ""), route
+            version, culture = self._pinned_version(name)
+            self._check_allowed(culture, request)
+            return [version], Route(culture, 1.0, "pinned", {culture: 1.0})
+        asked = self._text(request)
+        route = self._router.route(asked, pinned=request["culture"] if name == AUTO else name)
+        if not route.culture:
+            return [], route
+        self._check_allowed(route.culture, request)
+        return self._versions.candidates(route.culture, asked if isinstance(asked, str) else asked[0]["content"]), route
 
-    def _pinned_version(self, name: str) -> tuple[str, Route]:
+    def _text(self, request: dict[str, Any]) -> str | list[dict[str, str]]:
+        """What the router reads: a conversation, a text, or the text of token ids."""
+        if request.get("messages"):
+            return request["messages"]
+        prompt = request["prompt"]
+        return prompt if isinstance(prompt, str) else self.detokenize(prompt)
+
+    def _pinned_version(self, name: str) -> tuple[str, str]:
         known = {version.name: version.culture for version in self._registry.versions()}
         if known.get(name) not in self._cultures:
             raise AdapterError(f"model {name!r} is not served. Expected `{AUTO}`, `{self._base}`, a culture "
                                f"({', '.join(self._cultures)}) or one of its versions; GET /v1/models lists them.")
-        return name, Route(known[name], 1.0, "pinned", {known[name]: 1.0})
+        return name, known[name]
 
-    async def answer(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """Route, then stream the answer.
+    @staticmethod
+    def _check_allowed(culture: str, request: dict[str, Any]) -> None:
+        allowed = request.get("allowed_cultures")
+        if allowed is not None and culture not in allowed:
+            raise ForbiddenError(f"This key may ask for {', '.join(allowed) or 'no culture'}, and the request is for {culture}.")
 
-        Yields:
-            First ``{"route": Route, "adapter": name}``, then what `Replica.generate` yields; or only
-            ``{"refused": message, "code": ...}``.
-        """
-        try:
-            adapter, route = self.choose(request["model"], request["culture"], request.get("messages") or request["prompt"])
-        except UnknownCultureError as error:
-            yield {"refused": str(error), "code": "unknown_culture", "param": "culture"}
-            return
-        except AdapterError as error:
-            yield {"refused": str(error), "code": "model_not_found", "param": "model"}
-            return
-        metrics.count("culturemanager_routes", 1, culture=route.culture or "none", reason=route.reason)
-        yield {"route": route, "adapter": adapter}
-        async for event in self._generate({**request, "adapter": adapter}):
-            yield event
 
-    async def _generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """Have a replica answer; one that dies before the first token is replaced by another."""
-        for attempt in range(1, ATTEMPTS + 1):
-            begun = False
-            try:
-                async for event in self._replica.generate.remote(request):
-                    begun = True
-                    yield event
-                return
-            except RayActorError:
-                if begun or attempt == ATTEMPTS:
-                    raise
+class ForbiddenError(RequestError):
+    """A key asked for a culture that is not among its own."""
+
+
+def _refusal(error: CultureManagerError) -> dict[str, Any]:
+    """A request that no replica is asked about, as the ingress answers it."""
+    status, code, param = {
+        UnknownCultureError: (400, "unknown_culture", "culture"), AdapterError: (404, "model_not_found", "model"),
+        ForbiddenError: (403, "culture_not_allowed", "model"),
+    }.get(type(error), (400, None, None))
+    return {"refused": str(error), "status": status, "code": code, "param": param}

@@ -81,8 +81,11 @@ def site(routes: dict[str, Route], wrap: Callable[[Any], Any] = lambda sock: soc
                     for name, value in {**reply.headers, "Content-Length": str(len(body))}.items():
                         self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(body)
+                    if self.command != "HEAD":
+                        self.wfile.write(body)
                 self.wfile.flush()
+
+        do_HEAD = do_GET
 
         def log_message(self, *arguments: object) -> None:
             pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from culturemanager import cli, cluster, console, doctor
+from culturemanager import cli, cluster, console, doctor, errors
 from culturemanager.errors import ConfigError, EmbeddingError, SynthesisError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,7 +102,99 @@ def test_debug_shows_the_traceback_wherever_it_stands() -> None:
         assert "Traceback" in command(*arguments).stderr
 
 
+# Help
+
+
+def all_commands() -> list[list[str]]:
+    groups = {"passages": ["search"], **{name: [command.name for command in group.registered_commands]
+                                         for name, group in (("adapters", cli.adapters_app), ("keys", cli.keys_app))}}
+    return [[], *([name] for name in cli.ORDER), *([group, name] for group, names in groups.items() for name in names)]
+
+
+@pytest.mark.parametrize("arguments", all_commands(), ids=" ".join)
+def test_help_of_every_command_teaches_by_an_example_and_is_plain(arguments: list[str], capsys: pytest.CaptureFixture[str],
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.execute([*arguments, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Example: {' '.join(['culturemanager', *arguments])}" in text
+    assert not [ugly for ugly in ("[[", "{", "<bool>", "<list") if ugly in text]
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_examples_of_the_help_can_be_parsed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+                                                tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for arguments in all_commands():
+        cli.execute([*arguments, "--help"])
+        for example in re.findall(r"Example: culturemanager (.+)", capsys.readouterr().out):
+            cli.execute(shlex.split(example))
+            error = capsys.readouterr().err
+            assert "--help" not in error, f"{example}: {error}"  # what is wrong usage points there
+
+
+def test_wrong_usage_points_to_the_help_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fails(capsys, "train", "--bad")[1].endswith("See `culturemanager train --help`.")
+
+
+# Exit codes
+
+
+def test_exit_codes_are_told_by_the_help_and_the_readme(capsys: pytest.CaptureFixture[str],
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    cli.execute(["--help"])
+    helped = re.search(r"Exit code: (.+)", capsys.readouterr().out).group(1)
+    sentence = re.search(r"Exit codes: ([^.]+)\.", (ROOT / "README.md").read_text(encoding="utf-8")).group(1)
+    raised = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
+    for text in (helped, sentence):
+        assert {int(number) for number in re.findall(r"\d+", text)} == raised | {0, cli.STOPPED}
+
+
+@pytest.mark.parametrize(("code", "arguments"), [
+    (0, ["validate", "{project}"]),
+    (2, ["validate", "{project}", "--nonsense"]),
+    (2, ["validate", "nowhere.yaml"]),
+    (2, ["validate", "{project}", "--set", "training.epochs=abc"]),
+    (2, ["validate", "{project}", "--set", "base.path=/none/model"]),
+    (2, ["validate", "{project}", "--set", "examples.generator={kind: openai, model: m, base_url: nowhere}"]),
+    (2, ["settings", "nonsense"]),
+    (2, ["train", "{project}", "--only", "turky"]),
+    (2, ["adapters", "show", "turkey-v0001", "{project}"]),
+    (2, ["adapters", "promote", "turkey", "{project}"]),
+    (2, ["adapters", "rollback", "mars", "{project}"]),
+    (2, ["ask", "hello", "{project}", "--culture", "mars"]),
+    (1, ["adapters", "rollback", "turkey", "{project}"]),
+    (1, ["train", "{project}"]),
+    (1, ["evaluate", "{project}"]),
+])
+def test_exit_code_says_whose_turn_it_is(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+                                         code: int, arguments: list[str]) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # none of them gets as far as to need a cluster
+    assert cli.execute([argument.replace("{project}", str(project)) for argument in arguments]) == code
+
+
 # A project
+
+
+def test_a_missing_task_file_is_named_with_the_file_that_names_it_and_those_that_are_there(
+        project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project.write_text(SMALL.replace("tasks/choice.yaml", "task/choise.yaml"))
+    code, line = fails(capsys, "validate", project)
+    assert code == 2
+    assert line.startswith(f"error: {project}: tasks: 'task/choise.yaml': there is no file {project.parent}/task/choise.yaml. "
+                           "Nearest: tasks/choice.yaml; task files there are: tasks/acceptability.yaml, tasks/advice.yaml, ")
+    assert "init" not in line
+    assert "No task file lies near" in fails(capsys, "validate", lonely(project))[1]
+
+
+def lonely(project: Path) -> Path:
+    """The project file alone in a folder."""
+    other = project.parent / "lonely" / "project.yaml"
+    other.parent.mkdir()
+    other.write_text(project.read_text())
+    return other
 
 
 def test_init_writes_what_validate_accepts_and_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +226,8 @@ def test_project_file_defaults_to_the_current_folder(project: Path, monkeypatch:
     ("training.epoch=2", "epochs"),
     ("cultures=[turky]", "turkey"),
     ("tasks=[tasks/none.yaml]", "none.yaml"),
+    ("training.last_layers=99", "--set training.last_layers: 99, and the base model embedded has 30 decoder layers. Set a number "
+                                "from 1 to 30, or 0"),
     ("evaluation.systems=[bse]", "base"),
     ("evaluation.items=none.jsonl", "none.jsonl"),
     ("pages.search.path=none", "pages.search.path"),
@@ -141,8 +236,9 @@ def test_project_file_defaults_to_the_current_folder(project: Path, monkeypatch:
 ])
 def test_validate_names_the_mistake_before_anything_runs(project: Path, capsys: pytest.CaptureFixture[str], override: str,
                                                          expected: str) -> None:
-    _, line = fails(capsys, "validate", project, "--set", override)
+    code, line = fails(capsys, "validate", project, "--set", override)
     assert expected.lower() in line.lower()
+    assert code == 2
     assert not (project.parent / "runs").exists()
 
 
@@ -152,7 +248,7 @@ def test_missing_key_is_named_and_never_shown(project: Path, capsys: pytest.Capt
     monkeypatch.delenv("MY_KEY", raising=False)
     assert "MY_KEY" in fails(capsys, "validate", project, "--set", generator)[1]
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
-    assert cli.execute(["validate", str(project), "--set", generator]) == 0
+    assert cli.execute(["validate", str(project), "--offline", "--set", generator]) == 0
     captured = capsys.readouterr()
     assert "sk-very-secret" not in captured.out + captured.err
 
@@ -215,6 +311,21 @@ def test_error_that_is_not_ours_is_one_line_and_says_so() -> None:
     line = console.error_line(ValueError("a\nb"))
     assert line.startswith("error: ValueError: a b")
     assert "--debug" in line
+
+
+def test_a_terminal_gets_lines_that_fit_and_a_pipe_gets_them_whole(capsys: pytest.CaptureFixture[str],
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown() -> list[str]:
+        console.table(("what", "found"), [("systems", "base, few_shot, retrieval, oracle"), ("seed", "0")])
+        console.paragraph("one two three four five six seven eight", "    ")
+        return capsys.readouterr().out.splitlines()
+
+    assert shown()[2:] == ["systems  base, few_shot, retrieval, oracle", "seed     0",
+                           "    one two three four five six seven eight"]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "32")
+    assert shown() == ["what     found", "-------  -----------------------", "systems  base, few_shot,",
+                       "         retrieval, oracle", "seed     0", "    one two three four five six", "    seven eight"]
 
 
 def test_progress_counts_rows_of_this_run_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,15 +97,19 @@ def test_other_kinds_are_chosen_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("override", "parts"), [
-    ("training.epoch=2", ["training.epoch", "unknown field", "epochs"]),
-    ("trainin.epochs=2", ["trainin", "unknown field", "training"]),
-    ("training.epochs=two", ["training.epochs", "'two'", "integer"]),
+    ("training.epoch=2", ["--set training.epoch: unknown field; nearest: epochs."]),
+    ("trainin.epochs=2", ["--set trainin.epochs: trainin: unknown field; nearest: training."]),
+    ("epochs=2", ["--set epochs: unknown field; nearest: training.epochs."]),
+    ("training.epochs=two", ["--set training.epochs=two: expected an integer."]),
+    ("training.learning_rate=fast", ["--set training.learning_rate=fast: expected a number."]),
+    ("queries.llm=2", ["--set queries.llm=2: expected true or false."]),
+    ("training={epochs: two}", ["--set training: training.epochs: expected an integer (found 'two')."]),
     ("training.epochs=0", ["training.epochs", "greater than or equal to 1"]),
     ("training.dropout=1", ["training.dropout", "less than 1"]),
     ("serving.port=99999", ["serving.port", "65535"]),
     ("cultures=[]", ["cultures", "at least 1"]),
-    ("pages.search.kind=google", ["pages.search", "google", "folder", "searxng", "wikipedia"]),
-    ("base.dtype=int4", ["base.dtype", "float32", "int4"]),
+    ("pages.search.kind=google", ["--set pages.search.kind=google: expected 'folder', 'searxng', 'wikipedia'."]),
+    ("base.dtype=int4", ["--set base.dtype=int4: expected 'float32' or 'bfloat16'."]),
     ("examples.generator={kind: openai, model: m}", ["base_url", "required"]),
     ("examples.generator={kind: openai, model: m, base_url: x, api_key: sk-1}", ["api_key"]),
     ("training=5", ["training", "5"]),
@@ -118,6 +122,26 @@ def test_mistake_in_an_override_is_named(tmp_path: Path, override: str, parts: l
     text = message(written(tmp_path), override)
     for part in parts:
         assert part in text
+    assert "project.yaml" not in text
+
+
+def test_a_slip_is_laid_to_the_file_or_to_the_override_whichever_has_it(tmp_path: Path) -> None:
+    path = written(tmp_path, MINIMAL + "training: {rank: much, epochs: 2}\n")
+    assert message(path, "training.epochs=3").endswith("project.yaml: training.rank: expected an integer (found 'much').")
+    both = message(path, "training.epochs=two")
+    assert both.startswith("--set training.epochs=two: expected an integer; ") and "project.yaml: training.rank: expected" in both
+    assert config.load(path, ["training.rank=4"]).training.rank == 4
+
+
+def test_the_value_of_a_field_that_does_not_exist_is_not_shown(tmp_path: Path) -> None:
+    assert "sk-secret" not in message(written(tmp_path), "examples.generator.api_key=sk-secret")
+
+
+def test_where_a_value_comes_from_is_known(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    project = config.load(path, ["training={rank: 2}"])
+    assert project.where("training.rank") == "--set training.rank"
+    assert project.where("tasks") == f"{path}: tasks"
 
 
 @pytest.mark.parametrize(("text", "parts"), [

@@ -22,14 +22,15 @@ PACKAGES = ("culturemanager", "serve_app", "jobs")
 LINES = (
     ("culturemanager.records", "culturemanager.errors"),
     ("culturemanager.config", "culturemanager.storage", "culturemanager.yamlfile"),
-    ("culturemanager.cultures", "culturemanager.tasks", "culturemanager.prompts", "culturemanager.items",
+    ("culturemanager.hub", "culturemanager.cultures", "culturemanager.tasks", "culturemanager.prompts", "culturemanager.items",
      "culturemanager.ngrams", "culturemanager.metrics", "culturemanager.chat", "culturemanager.providers"),
     ("culturemanager.base_model", "culturemanager.embedded", "culturemanager.adapters", "culturemanager.routing"),
     ("culturemanager.synthesis", "culturemanager.training", "culturemanager.inference"),
     ("culturemanager.evaluation",),
     ("culturemanager.project", "culturemanager.artifacts", "culturemanager.questions", "culturemanager.serving",
      "culturemanager.cluster", "culturemanager.console", "culturemanager.doctor", "culturemanager.starter",
-     "culturemanager.reference", "culturemanager.job", "culturemanager.cli", "jobs", "serve_app"),
+     "culturemanager.reference", "culturemanager.addresses", "culturemanager.summary", "culturemanager.job",
+     "culturemanager.cli", "culturemanager.cli_shared", "culturemanager.cli_serving", "jobs", "serve_app"),
 )
 APART = {"culturemanager.synthesis", "culturemanager.training", "culturemanager.inference"}
 HEAVY = {"torch", "transformers", "ray", "numpy", "pyarrow", "faiss", "deepspeed", "peft", "sklearn", "scipy", "pandas",
@@ -164,7 +165,8 @@ def test_help_loads_few_modules_of_ours(arguments: list[str]) -> None:
     # What help costs beside typer itself; `python -m benchmarks.help` measures the seconds.
     names = python(f"import sys\nfrom culturemanager import cli; assert cli.execute({arguments!r}) == 0\n"
                    "print(*(name for name in sys.modules if name.startswith('culturemanager')))").splitlines()[-1].split()
-    assert set(names) <= {f"culturemanager{part}" for part in ("", ".cli", ".cluster", ".console", ".errors")}, names
+    parts = ("", ".cli", ".cli_serving", ".cli_shared", ".cluster", ".console", ".errors")
+    assert set(names) <= {f"culturemanager{part}" for part in parts}, names
 
 
 def test_no_module_works_at_import() -> None:

@@ -9,7 +9,7 @@ import pytest
 from culturemanager import config
 from culturemanager.config import Project
 from culturemanager.errors import ConfigError
-from culturemanager.reference import fields
+from culturemanager.reference import fields, matching
 from culturemanager.tasks import load_task
 
 MINIMAL = "name: n\nworkspace: w\ncultures: [turkey]\ntasks: [t.yaml]\n"
@@ -23,8 +23,12 @@ MINIMAL = "name: n\nworkspace: w\ncultures: [turkey]\ntasks: [t.yaml]\n"
     (MINIMAL.replace("[turkey]", "[]"), "cultures: expected at least 1 entry"),
     (MINIMAL.replace("[turkey]", "[no]"), "cultures.0: YAML reads an unquoted yes, no, on or off as true or false"),
     (MINIMAL + "training: 5\n", "training: expected `key: value` pairs (found 5)"),
-    (MINIMAL + "training: {epocs: 5}\n", "training.epocs: unknown field; known fields here: rank, alpha"),
-    (MINIMAL + "pages: {search: {kind: folder, urls: 1}}\n", "pages.search.urls: unknown field; known fields here: kind, path."),
+    (MINIMAL + "training: {epocs: 5}\n", "training.epocs: unknown field; nearest: epochs."),
+    (MINIMAL + "training: {colour: 5}\n", "training.colour: unknown field; known fields here: rank, alpha"),
+    (MINIMAL + "epochs: 5\n", "epochs: unknown field; nearest: training.epochs."),
+    (MINIMAL + "pages: {search: {kind: bing}}\n", "pages.search.kind: expected 'folder', 'searxng', 'wikipedia' (found 'bing')"),
+    (MINIMAL + "pages: {search: {kind: folder, colour: 1}}\n",
+     "pages.search.colour: unknown field; known fields here: kind, path."),
     (MINIMAL + "pages: {search: {kind: searxng, path: 1}}\n", "pages.search.url: Field required; pages.search.path:"),
     (MINIMAL + "training: {epochs: 0, rank: 0, alpha: 0, batch_size: 0}\n", "And 1 more."),
     (MINIMAL + "name: again\n", ":5:1: not valid YAML: the key 'name' stands twice"),
@@ -73,9 +77,18 @@ def test_options_of_a_seed_are_a_list_of_texts(tmp_path: Path) -> None:
 
 
 def test_every_field_of_the_project_file_is_explained() -> None:
-    known = {field.name: field for field in fields()}
+    known = {f"{field.name}[{field.kind}]" if field.kind else field.name: field for field in fields()}
     assert all(field.text for field in known.values())
     assert known["training.use_gpu"].default == "auto" and known["evaluation.shots"].default == "3"
     assert {f"training.{name}" for name in config.TrainingConfig.model_fields} <= known.keys()
     assert set(Project.model_fields) <= known.keys()
-    assert known["pages.search[searxng].url"].text.startswith("Root of the instance")
+    assert known["pages.search.url[searxng]"].text.startswith("Root of the instance")
+    assert known["pages.search.url[searxng]"].heading == "pages.search.url   (with kind: searxng, required)"
+
+
+def test_settings_can_be_asked_for_by_section_and_by_word() -> None:
+    assert [field.name for field in matching("queries")] == ["queries", *(f"queries.{name}" for name in
+                                                                          config.QueriesConfig.model_fields)]
+    assert [field.name for field in matching("epochs")] == ["training.epochs"]
+    with pytest.raises(ConfigError, match=r"Nearest: .*epochs"):
+        matching("epoks")

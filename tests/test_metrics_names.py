@@ -92,13 +92,17 @@ def scraped(ray_cluster: object) -> dict[tuple[str, frozenset[tuple[str, str]]],
     count("culturemanager_routes", culture="probe", reason="abstained")
     observe("culturemanager_request_seconds", 0.3, culture="probe")
     observe("culturemanager_request_seconds", 400, culture="probe")
+    observe("culturemanager_first_token_seconds", 0.1, culture="probe")
+    observe("culturemanager_router_confidence", 0.97, culture="probe")
+    count("culturemanager_served_tokens", 3, culture="probe", kind="prompt")
+    gauge("culturemanager_engine", 1, figure="probe")
 
     node = ray.nodes()[0]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
     end = time.monotonic() + 60
-    while time.monotonic() < end and len({name for name, labels in values if "probe" in dict(labels).values()}) < 11:
+    while time.monotonic() < end and len({name for name, labels in values if "probe" in dict(labels).values()}) < 19:
         time.sleep(0.2)
         with contextlib.suppress(OSError):  # the node's agent starts a little later than the node
             values = parse(opener.open(url, timeout=5).read().decode())
@@ -132,3 +136,5 @@ def test_exported_values_are_those_recorded(scraped: dict) -> None:
     assert read(scraped, "ray_culturemanager_request_seconds_bucket", culture="probe", le="0.5") == 1
     assert read(scraped, "ray_culturemanager_request_seconds_bucket", culture="probe", le="60.0") == 1
     assert read(scraped, "ray_culturemanager_request_seconds_bucket", culture="probe", le="+Inf") == 2
+    assert read(scraped, "ray_culturemanager_router_confidence_bucket", culture="probe", le="0.95") == 0
+    assert read(scraped, "ray_culturemanager_router_confidence_bucket", culture="probe", le="0.99") == 1

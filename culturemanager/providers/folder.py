@@ -36,18 +36,32 @@ def require_folder(folder: Path) -> Path:
     return folder.resolve()
 
 
+def require_documents(folder: Path) -> None:
+    """Look for one document below a folder.
+
+    Raises:
+        SearchError: there is no such folder, or it holds none.
+    """
+    if next(_found(require_folder(folder)), None) is None:
+        raise SearchError(f"{folder} holds no document. Expected files that end in {', '.join(CONTENT_TYPES)}: put some there, "
+                          "or set `pages.search.path` to another folder.")
+
+
 def documents(folder: Path) -> Iterator[tuple[str, Path]]:
     """Every document below `folder` as (url, path), in the order of the urls.
 
     Links are not followed, and names that start with a full stop are left out.
     """
-    found = []
+    yield from ((SCHEME + name, path) for name, path in sorted((path.relative_to(folder).as_posix(), path)
+                                                               for path in _found(folder)))
+
+
+def _found(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    relative = ((path.relative_to(folder).as_posix(), path) for path in found
-                if path.suffix.lower() in CONTENT_TYPES and not path.is_symlink() and path.is_file())
-    yield from ((SCHEME + name, path) for name, path in sorted(relative))
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in CONTENT_TYPES and not path.is_symlink() and path.is_file():
+                yield path
 
 
 def read_document(path: Path, max_bytes: int) -> bytes:

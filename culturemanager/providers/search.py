@@ -23,7 +23,7 @@ from culturemanager import config
 from culturemanager.errors import FetchError, SearchError
 from culturemanager.providers.document import decode, title_and_text
 from culturemanager.providers.folder import CONTENT_TYPES, documents, folder_path, read_document, require_folder
-from culturemanager.providers.json_api import get_json
+from culturemanager.providers.json_api import ATTEMPTS, get_json, shown
 
 __all__ = ["FolderSearch", "SearchHit", "SearchProvider", "SearxngSearch", "WikipediaSearch", "build_search", "folder_path"]
 
@@ -120,22 +120,24 @@ class SearxngSearch:
         url: root of the instance.
         timeout_s: for one answer.
         user_agent: sent along.
+        attempts: tries of one query.
     """
 
-    def __init__(self, url: str, timeout_s: float, user_agent: str = config.FetchConfig().user_agent) -> None:
+    def __init__(self, url: str, timeout_s: float, user_agent: str = config.FetchConfig().user_agent,
+                 attempts: int = ATTEMPTS) -> None:
         self._url = url.rstrip("/") + "/search"
-        self._timeout_s, self._user_agent = timeout_s, user_agent
+        self._timeout_s, self._user_agent, self._attempts = timeout_s, user_agent, attempts
 
     def search(self, text: str, *, language: str, limit: int) -> list[SearchHit]:
         """The instance's first page of results; it merges its engines' ranks itself."""
         answer = get_json(self._url, {"q": text, "format": "json", "language": language or "all"}, timeout_s=self._timeout_s,
-                          user_agent=self._user_agent, explain=_explain_searxng)
+                          user_agent=self._user_agent, explain=_explain_searxng, attempts=self._attempts)
         results = answer.get("results")
         if not isinstance(results, list):
-            raise SearchError(f"{self._url} answered without `results`. Expected SearXNG's JSON API: check "
+            raise SearchError(f"{shown(self._url)} answered without `results`. Expected SearXNG's JSON API: check "
                               "`pages.search.url`.")
         if not results and answer.get("unresponsive_engines"):
-            raise SearchError(f"No engine behind {self._url} answered: {answer['unresponsive_engines']!r:.200}. "
+            raise SearchError(f"No engine behind {shown(self._url)} answered: {answer['unresponsive_engines']!r:.200}. "
                               "Wait, or enable other engines in the instance's settings.yml.")
         return _web_hits(results, limit, "content")
 
@@ -156,11 +158,13 @@ class WikipediaSearch:
         url_template: address of its `api.php`; `{language}` is replaced by the query's language.
         timeout_s: for one answer.
         user_agent: Wikimedia asks clients to name themselves.
+        attempts: tries of one query.
     """
 
-    def __init__(self, url_template: str, timeout_s: float, user_agent: str = config.FetchConfig().user_agent) -> None:
+    def __init__(self, url_template: str, timeout_s: float, user_agent: str = config.FetchConfig().user_agent,
+                 attempts: int = ATTEMPTS) -> None:
         self._url_template = url_template
-        self._timeout_s, self._user_agent = timeout_s, user_agent
+        self._timeout_s, self._user_agent, self._attempts = timeout_s, user_agent, attempts
 
     def search(self, text: str, *, language: str, limit: int) -> list[SearchHit]:
         """Articles that hold the query's words, by the wiki's own ranking."""
@@ -173,17 +177,17 @@ class WikipediaSearch:
                                 "srprop": "snippet", "meta": "siteinfo", "siprop": "general", "format": "json",
                                 "formatversion": "2"},
                           timeout_s=self._timeout_s, user_agent=self._user_agent,
-                          explain=lambda status: "Check `pages.search.url`.")
+                          explain=lambda status: "Check `pages.search.url`.", attempts=self._attempts)
         if "error" in answer:
-            raise SearchError(f"{url} refused the query {text!r}: {answer['error']!r:.200}.")
+            raise SearchError(f"{shown(url)} refused the query {text!r}: {answer['error']!r:.200}.")
         try:
             general = answer["query"]["general"]
             article = urllib.parse.urljoin(url, general["server"]) + general["articlepath"]
             results = [{"url": article.replace("$1", urllib.parse.quote(hit["title"].replace(" ", "_"), safe="/:(),'!*@")),
                         "title": hit["title"], "snippet": hit.get("snippet", "")} for hit in answer["query"]["search"]]
         except (KeyError, TypeError, AttributeError) as error:
-            raise SearchError(f"{url} did not answer as MediaWiki's action API does (no {error}). Expected the address of "
-                              "an `api.php`: check `pages.search.url`.") from error
+            raise SearchError(f"{shown(url)} did not answer as MediaWiki's action API does (no {error}). Expected the address "
+                              "of an `api.php`: check `pages.search.url`.") from error
         return _web_hits(results, limit, "snippet")
 
 
@@ -205,8 +209,11 @@ def _plain(text: Any) -> str:
     return " ".join(plain.encode("utf-8", "replace").decode("utf-8").split())  # JSON can hold half a character
 
 
-def build_search(search: config.SearchConfig, project: config.Project) -> SearchProvider:
+def build_search(search: config.SearchConfig, project: config.Project, attempts: int = ATTEMPTS) -> SearchProvider:
     """The search provider a project file asks for.
+
+    Args:
+        attempts: tries of one query, where it goes over the network.
 
     Raises:
         SearchError: its folder is missing or empty.
@@ -215,5 +222,5 @@ def build_search(search: config.SearchConfig, project: config.Project) -> Search
     if isinstance(search, config.FolderSearch):
         return FolderSearch(folder_path(search, project), project.pages.fetch.max_bytes)
     if isinstance(search, config.SearxngSearch):
-        return SearxngSearch(search.url, search.timeout_s, user_agent)
-    return WikipediaSearch(search.url, search.timeout_s, user_agent)
+        return SearxngSearch(search.url, search.timeout_s, user_agent, attempts)
+    return WikipediaSearch(search.url, search.timeout_s, user_agent, attempts)

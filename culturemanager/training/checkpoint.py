@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,26 @@ import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from culturemanager.errors import StorageError
 from culturemanager.storage import sha256_file, write_json
 
 KEEP = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run goes on from."""
+
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+    passed_over: tuple[str, ...]
+    """Newer checkpoints that are not whole, the newest first."""
+
+    @property
+    def origin(self) -> str:
+        """Where the run goes on from, in a few words."""
+        torn = f" ({', '.join(self.passed_over)} not whole)" if self.passed_over else ""
+        return f"gone on from step {self.state['step']}{torn}"
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
@@ -23,27 +41,37 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     Only the newest two checkpoints stay: the one before is there in case a kill tore the newest.
 
     Raises:
-        StorageError: the disk is full; the checkpoints before stay whole.
+        StorageError: the disk refused, for one because it is full; the checkpoints before stay whole.
     """
     target = folder / f"step-{step:08d}"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    weights = target / "tensors.safetensors"
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, weights)
-    write_json(target / "state.json", {"step": step, "sha256": sha256_file(weights), **state})
+    try:
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        weights = target / "tensors.safetensors"
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, weights)
+        write_json(target / "state.json", {"step": step, "sha256": sha256_file(weights), **state})
+    except StorageError:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(target, ignore_errors=True)
+        raise StorageError(f"Cannot write the checkpoint {target}: {error} Free space or check permissions, then run the same "
+                           "command again: it goes on from the newest whole checkpoint.") from error
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def newest_whole_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def newest_whole_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint whose weights have the sum its state names; a torn one is passed over."""
+    torn: list[str] = []
     for target in sorted(folder.glob("step-*"), reverse=True):
         try:
             state = json.loads((target / "state.json").read_text())
             weights = target / "tensors.safetensors"
             if sha256_file(weights) == state["sha256"]:
-                return load_file(weights), state
+                return Checkpoint(load_file(weights), state, tuple(torn))
         except (OSError, ValueError, KeyError, safetensors.SafetensorError):
-            continue
+            pass  # it counts as torn
+        torn.append(target.name)
     return None

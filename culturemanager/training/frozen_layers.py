@@ -87,11 +87,13 @@ class FrozenLayers:
                 halves = trunk_output(self._model, batch)
         return same(whole, halves)
 
+    def compute(self) -> None:
+        """Keep the states of all rows put in that are not kept yet; with a shared base all workers do so at the same time."""
+        while self._rows:
+            self._keep(*self._rows.popitem())
+
     def fill(self, batch: Batch) -> Batch:
-        """The batch with the states that a pass above the frozen layers begins from; computes those not yet kept."""
-        for slot in dict.fromkeys(batch.slots):
-            if slot in self._rows:
-                self._keep(slot, self._rows.pop(slot))
+        """The batch with the states that a pass above the frozen layers begins from; they have been computed."""
         kept = [self._kept[place.slot, place.row] for place in batch.places]
         states = kept[0].new_zeros(*batch.input_ids.shape, kept[0].shape[-1])
         for place, row in zip(batch.places, kept, strict=True):

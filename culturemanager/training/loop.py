@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +16,16 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
 from culturemanager.errors import TrainingError
 from culturemanager.training.checkpoint import newest_whole_checkpoint, save_checkpoint
 from culturemanager.training.frozen_layers import FrozenLayers
+from culturemanager.training.job import AdapterJob, Progress
 from culturemanager.training.loss import SEQUENCE_TOKENS, PackLoss, rows_share_sequences
 from culturemanager.training.optimizer import PackedAdamW, learning_rate
 from culturemanager.training.rows import Batch, TokenRow, collate, epoch_batches
 
 EVALUATION_ROWS = 64
-
-
-@dataclass(frozen=True)
-class AdapterJob:
-    """One adapter's training: rows and hyperparameters of its own."""
-
-    name: str
-    train: Sequence[TokenRow]
-    validation: Sequence[TokenRow]
-    shape: AdapterShape
-    seed: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    warmup_share: float = 0.05
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    patience: int = 0
-    """Epochs without a better validation loss before it stops; 0 trains to the end."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.train) / self.batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        return self.steps_per_epoch * self.epochs
-
-
-@dataclass
-class Progress:
-    """Where one adapter stands, and its curves."""
-
-    step: int = 0
-    stopped: str = ""
-    """Empty while it trains; then "finished", "early stop" or the reason of a failure."""
-    best_validation: float = math.inf
-    epochs_without_gain: int = 0
-    steps: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    validation_steps: list[int] = field(default_factory=list)
-    validation_losses: list[float] = field(default_factory=list)
 
 
 class PackTrainer:
@@ -96,6 +54,8 @@ class PackTrainer:
         self.tokens = 0
         self._rank, self._world = _rank_and_world()
         restored = newest_whole_checkpoint(checkpoint_folder) if checkpoint_folder else None
+        self.origin = restored.origin if restored else ""
+        """Which checkpoint the run goes on from, for whoever watches; empty at the beginning."""
         self._slots: dict[str, int] = {}
         """Where the adapters lie that train; one that has stopped stays until another one needs its place."""
         self._left: dict[str, dict[str, Tensor]] = {}
@@ -105,12 +65,12 @@ class PackTrainer:
         self._updates: dict[str, tuple[float, float]] = {}
         self.optimizer = PackedAdamW(bank.parameters(), bank.slots + 1)
         if restored:
-            self._restore(*restored)
+            self._restore(restored.tensors, restored.state)
         self._let_in()
         # The engine may copy the weights, so they are there before it is, and so is what the optimizer has of its own after it.
         self.engine = engine_factory(PackLoss(bank, products), self.optimizer)
         if restored:
-            self.optimizer.load_tensors({key.removeprefix("optimizer."): value for key, value in restored[0].items()
+            self.optimizer.load_tensors({key.removeprefix("optimizer."): value for key, value in restored.tensors.items()
                                          if key.startswith("optimizer.")})
         self._frozen = self.engine.module.frozen = self._frozen_layers(products)
 
@@ -229,22 +189,34 @@ class PackTrainer:
 
     def _backward(self, chosen: Mapping[str, Sequence[TokenRow]], tokens_per_slot: Tensor) -> Tensor:
         """Forward, backward and update; returns each slot's token mean."""
+        if self._frozen:
+            self._frozen.compute()
         sums = torch.zeros(self.bank.slots + 1)
         for part in range(self._accumulate):
             mine = [(self._slots[name], row) for name, rows in chosen.items()
                     for row in rows[self._rank::self._world][part::self._accumulate]]
-            share = 1.0 if mine else 0.0
-            # A worker without rows still takes part, with weight zero.
-            batches = self._collated(mine or [(self._slots[name], rows[0]) for name, rows in chosen.items()][:1])
+            batches = self._collated(mine) if mine else []
+            idle = self._passes_of_step(len(batches)) - len(batches)
+            if idle:
+                name, rows = next(iter(chosen.items()))
+                batches += [self._collated([(self._slots[name], rows[0])])[0].idle()] * idle
             steps = {slot: self.progress[name].step * self._accumulate + part for name, slot in self._slots.items()}
             # the engine averages gradients over workers and parts, and the sum is wanted
-            loss, own = self.engine(batches, share * self._world * self._accumulate / tokens_per_slot, steps)
+            loss, own = self.engine(batches, self._world * self._accumulate / tokens_per_slot, steps)
             self.engine.backward(loss)
             self.engine.step()
-            sums += share * own
+            sums += own
         if self._world > 1:
             torch.distributed.all_reduce(sums)
         return sums / tokens_per_slot
+
+    def _passes_of_step(self, own: int) -> int:
+        """How many passes this worker makes that has rows for `own`: at least one, for every worker has to take part."""
+        if not getattr(self.engine, "same_passes", False):
+            return max(1, own)
+        most = torch.tensor(max(1, own), device=self.bank.parameters()[0].device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most)
 
     def _advance(self, name: str, loss: float, rows: Sequence[TokenRow]) -> float:
         job, progress = self.jobs[name], self.progress[name]

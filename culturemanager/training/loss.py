@@ -29,7 +29,7 @@ class PackLoss(nn.Module):
     def __init__(self, bank: AdapterBank, products: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = bank.model
-        self._bank = bank
+        self.bank = bank
         self._products = products
         self.frozen: FrozenLayers | None = None
         """Needed for batches that have states."""
@@ -56,13 +56,13 @@ class PackLoss(nn.Module):
         """[labels], float32."""
         with torch.autocast(self.model.device.type, self._products, enabled=self._products != torch.float32):
             hidden = self._hidden(batch, step)[batch.label_sequences, batch.label_columns]
-            with self._bank.rows(tuple(batch.label_slots.tolist()), step=step):
+            with self.bank.rows(tuple(batch.label_slots.tolist()), step=step):
                 logits = head(self.model)(hidden)
         return nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
 
     def _hidden(self, batch: Batch, step: Mapping[int, int] | None) -> Tensor:
         start = contextlib.nullcontext() if batch.states is None else self.frozen.above(batch.states)
-        with self._bank.rows(batch.slots, step=step, lengths=batch.lengths), start:
+        with self.bank.rows(batch.slots, step=step, lengths=batch.lengths), start:
             return trunk_output(self.model, batch)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from culturemanager.config import TrainingConfig
-    from culturemanager.training.loop import AdapterJob
+    from culturemanager.training.job import AdapterJob
 
 MEMORY_SHARE = 0.8
 """Of the free memory; the rest is for what an estimate does not see."""
@@ -43,6 +43,7 @@ class PackPlan:
     at_once: int
     """How many of them share a pass; the others wait."""
     base_bytes: int
+    """With ZeRO 3, a worker's piece."""
     adapter_bytes: int
     """Of all that train at once."""
     step_bytes: int
@@ -67,7 +68,7 @@ def plan_pack(model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Seque
         model: the base; its weights are not read, so it may lie on the `meta` device.
         targets: as `AdapterBank` takes them.
         available_bytes: free memory where it will train, the base not yet loaded.
-        config: `pack_size`, which is taken as it is, `accumulate` and `activation_checkpointing` of it.
+        config: `pack_size`, which is taken as it is, and how the workers share the work.
 
     Raises:
         TrainingError: not even one adapter fits.
@@ -130,7 +131,8 @@ def _plan(model: PreTrainedModel, jobs: Sequence[AdapterJob], wrapped: Mapping[s
     seen = sum(job.epochs * len(row.ids) for job in jobs for row in job.train)
     return PackPlan(
         adapters=len(jobs), at_once=at_once,
-        base_bytes=base_bytes(model), kept_bytes=states if lowest > 0 and states <= KEPT_BYTES else 0,
+        base_bytes=base_bytes(model) // (config.workers if config.zero_stage == 3 else 1),
+        kept_bytes=states if lowest > 0 and states <= KEPT_BYTES else 0,
         adapter_bytes=at_once * STATES * FLOAT_BYTES * rank * sum(fans.values()),
         step_bytes=FLOAT_BYTES * (step_tokens * kept + LOGIT_COPIES * labels * vocabulary),
         step_tokens=step_tokens, operations=2 * seen * (forward + backward))

@@ -14,6 +14,8 @@ from culturemanager.chat import chat_ids
 
 PASS_TOKENS = 200
 """What a further forward and backward pass costs, in tokens computed: many small calls."""
+NO_LABEL = -100
+"""What `cross_entropy` counts as no label."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class Batch:
     places: tuple[Place, ...]
     states: torch.Tensor | None = None
     """[sequences, length, hidden], what the layers below the lowest adapter make of the rows; None: not known."""
+
+    def idle(self) -> Batch:
+        """The same pass, with no loss and no gradient: for a worker that has to take part and has no rows left."""
+        return replace(self, labels=torch.full_like(self.labels, NO_LABEL))
 
     def to(self, device: torch.device) -> Batch:
         """The batch on the model's device."""

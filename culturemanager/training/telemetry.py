@@ -64,7 +64,7 @@ class Telemetry:
         self._told_at = time.monotonic()
         losses = state["losses"].values()
         what = (f"{len(losses)} adapter{'s' * (len(losses) != 1)}, mean loss {sum(losses) / len(losses):.3f}, "
-                f"{state['tokens_per_second']:,.0f} tokens/s")
+                f"{state['tokens_per_second']:,.0f} tokens/s{self._trainer.origin and ', ' + self._trainer.origin}")
         write_json(self._folder / PROGRESS, {"done": state["done"], "total": state["total"], "what": what,
                                              "adapters": [asdict(adapter) for adapter in adapters]})
         for adapter in adapters:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from culturemanager.training.loop import AdapterJob
+    from culturemanager.training.job import AdapterJob
 
 PLAN = "plan.json"
 PACK = "pack.json"
@@ -44,11 +44,13 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
 
     torch.set_num_threads(config.threads_per_worker or os.cpu_count() or 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = load_base_model(base_path, dtype, device)
+    # A base that is shared out need not fit on one device.
+    model, tokenizer = load_base_model(base_path, dtype, "cpu" if config.zero_stage == 3 else device)
     plans = [AdapterPlan(**values) for values in json.loads((folder / PLAN).read_text())]
     targets = adapted_layers(model, config)
     jobs = [read_job(plan, tokenizer, config) for plan in plans]
-    bank = AdapterBank(model, slots=_pack_size(folder, model, jobs, targets, config, rank), max_rank=config.rank, targets=targets)
+    bank = AdapterBank(model, slots=_pack_size(folder, model, jobs, targets, config, rank, device), max_rank=config.rank,
+                       targets=targets)
     if config.activation_checkpointing:
         recompute_layers(bank)
     rows_per_step = sum(job.batch_size for job in jobs)
@@ -90,7 +92,7 @@ def read_job(plan: AdapterPlan, tokenizer: PreTrainedTokenizerBase, config: Trai
         TrainingError: every row is longer than `max_length`.
     """
     from culturemanager.adapters.bank import AdapterShape
-    from culturemanager.training.loop import AdapterJob
+    from culturemanager.training.job import AdapterJob
     from culturemanager.training.rows import tokenise
 
     rows, _ = tokenise(tokenizer, plan.train, config.max_length)
@@ -104,7 +106,7 @@ def read_job(plan: AdapterPlan, tokenizer: PreTrainedTokenizerBase, config: Trai
 
 
 def _pack_size(folder: Path, model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Sequence[str] | None,
-               config: TrainingConfig, rank: int) -> int:
+               config: TrainingConfig, rank: int, device: str) -> int:
     """How many adapters share a pass: decided once, so that a resumed run finds them in the same slots."""
     import torch
 
@@ -114,9 +116,10 @@ def _pack_size(folder: Path, model: PreTrainedModel, jobs: Sequence[AdapterJob],
     if path.exists():
         size = json.loads(path.read_text())["at_once"]
     else:
-        size = plan_pack(model, jobs, targets, free_memory(model.device.type) + base_bytes(model), config).at_once
+        loaded = base_bytes(model) if model.device.type == device else 0
+        size = plan_pack(model, jobs, targets, free_memory(device) + loaded, config).at_once
     if torch.distributed.is_initialized():
-        least = torch.tensor(size, device=model.device)
+        least = torch.tensor(size, device=device)
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
         size = int(least)
     if rank == 0:

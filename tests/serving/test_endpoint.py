@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import httpx2
 import openai
 import pytest
 
-from culturemanager import artifacts, config
 from culturemanager.adapters import peft_format
 from culturemanager.adapters.registry import AdapterRegistry
+from serving.conftest import KEYS
 
-KEYS = ("a-key-for-tests", "another-key-for-tests")
-URL = "http://127.0.0.1:8431"
 CUED = "Should I leave a tip for the waiter in Istanbul?"
 UNCUED = "How late may I arrive for dinner?"
-
-
-@pytest.fixture(scope="module")
-def endpoint(small_run: Path):
-    """The small run's endpoint, with API keys; its URL."""
-    from ray import serve
-
-    from serve_app.app import build
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CULTUREMANAGER_API_KEYS", ", ".join(KEYS))
-        application = build({"project": str(small_run)})
-    serve.start(http_options={"host": "127.0.0.1", "port": 8431})
-    serve.run(application, name="culturemanager")
-    yield URL
-    serve.shutdown()
-
-
-@pytest.fixture(scope="module")
-def client(endpoint: str):
-    with openai.OpenAI(base_url=f"{endpoint}/v1", api_key=KEYS[0], max_retries=0, timeout=60) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def http(endpoint: str):
-    with httpx2.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEYS[1]}"}, timeout=60) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def registry(small_run: Path) -> AdapterRegistry:
-    return artifacts.registry(config.load(small_run))
 
 
 def chat(client: openai.OpenAI, text: str = CUED, model: str = "auto", **more):
@@ -71,19 +35,18 @@ def ask(http: httpx2.Client, **changes) -> httpx2.Response:
 
 
 def test_health_is_open_to_load_balancers(endpoint: str) -> None:
-    assert httpx2.get(f"{endpoint}/health", timeout=60).json() == {"status": "ok"}
+    assert httpx2.get(f"{endpoint}/health", timeout=60).json() == {"status": "ok", "failed": {}}
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", KEYS[0], f"Basic {KEYS[0]}", "Bearer"])
 def test_every_route_but_health_asks_for_a_key(endpoint: str, header: str | None) -> None:
     headers = {"Authorization": header} if header else {}
-    for method, path in (
-        ("GET", "/v1/models"),
-        ("POST", "/v1/route"),
-        ("POST", "/v1/chat/completions"),
-        ("POST", "/v1/completions"),
-    ):
-        response = httpx2.request(method, endpoint + path, headers=headers, json={} if method == "POST" else None, timeout=60)
+    routes = httpx2.get(f"{endpoint}/openapi.json", headers={"Authorization": f"Bearer {KEYS[0]}"}, timeout=60).json()["paths"]
+    closed = [(method.upper(), path) for path, methods in routes.items() for method in methods if path != "/health"]
+    assert len(closed) >= 10
+    for method, path in [*closed, ("GET", "/openapi.json")]:
+        address = endpoint + re.sub(r"\{\w+\}", "auto", path)
+        response = httpx2.request(method, address, headers=headers, json={} if method == "POST" else None, timeout=60)
         assert response.status_code == 401, path
         assert error_of(response)["type"] == "authentication_error"
 
@@ -182,7 +145,11 @@ def test_answers_given_together_are_those_given_alone(endpoint: str) -> None:
     ({"temperature": 9}, 400, "temperature", "less than or equal to 2"),
     ({"messages": []}, 400, "messages", "at least 1"),
     ({"messages": [{"role": "wizard", "content": "hm"}]}, 400, "messages.0.role", "user"),
-    ({"n": 2}, 400, "n", "1"),
+    ({"n": 0}, 400, "n", "1"),
+    ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
+    ({"frequency_penalty": 0.5}, 400, "frequency_penalty", "not supported"),
+    ({"top_logprobs": 2}, 400, "top_logprobs", "logprobs"),
+    ({"stop": [""]}, 400, "stop", "at least 1"),
 ])
 def test_a_wrong_field_is_named(http: httpx2.Client, changes: dict, status: int, param: str, said: str) -> None:
     response = ask(http, **changes)

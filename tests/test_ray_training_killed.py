@@ -1,0 +1,69 @@
+"""A node or the driver killed in the middle of a training: the run ends with the weights of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from culturemanager.config import Project
+from tests.test_ray_training import assert_published, make_project, pack_folder, trained_quietly
+from tests.tiny_model import build_tiny_model
+from tests.training_driver import has_checkpoint
+
+TIMEOUT_S = 400
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def start_driver(what: str, place: Path, overrides: Sequence[str]) -> subprocess.Popen:
+    """The training in a process and on a cluster of its own; the session's cluster is left in peace."""
+    command = [sys.executable, "-m", "tests.training_driver", what, str(place / "project.yaml"), *overrides]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(driver: subprocess.Popen) -> str:
+    """What a driver printed; it must have ended well."""
+    try:
+        printed, _ = driver.communicate(timeout=TIMEOUT_S)
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, printed
+    return printed
+
+
+def told_last(project: Project) -> str:
+    """What the pack's run told last of itself."""
+    return json.loads((pack_folder(project) / "progress.json").read_text())["what"]
+
+
+def test_a_lost_node_is_replaced_and_the_run_ends_with_the_same_weights(folder, tmp_path):
+    overrides = ("training.epochs=200", "training.workers=2", "training.cpus_per_worker=1")
+    project = make_project(tmp_path, folder, *overrides)
+    printed = finished(start_driver("lose-a-node", tmp_path, overrides))
+    assert "nodes alive 2, lost 1" in printed
+    assert "gone on from step" in told_last(project)
+    assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-3)
+
+
+def test_a_killed_driver_started_again_ends_with_the_same_weights(folder, tmp_path):
+    overrides = ("training.epochs=200",)
+    project = make_project(tmp_path, folder, *overrides)
+    first = start_driver("alone", tmp_path, overrides)
+    while not has_checkpoint(project):
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    finished(start_driver("alone", tmp_path, overrides))
+    assert "gone on from step" in told_last(project)
+    assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-4)
