@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=3, help="times each way is measured; the median counts (default: %(default)s)"
     )
-    parser.add_argument("--quick", action="store_true", help="two adapters and two steps: the figures mean nothing")
+    parser.add_argument("--quick", action="store_true", help="two adapters and two steps; the figures mean nothing")
     parser.add_argument("--one", nargs=5, metavar=("MODEL", "WAY", "REGIME", "STEPS", "ADAPTERS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -86,9 +86,10 @@ def main() -> None:
     regimes, adapters, repeats, sizes = list(REGIMES.values()), ADAPTERS, arguments.repeats, PACK_SIZES
     if arguments.quick:
         regimes, adapters, repeats, sizes = [dataclasses.replace(one, steps=2) for one in regimes], 2, 1, PACK_SIZES[:2]
-    fewer = [dataclasses.replace(one, steps=max(2, one.steps // EMBEDDED_SHARE)) for one in regimes]
+    short = regimes[:1] if arguments.quick else regimes
+    short = [dataclasses.replace(regime, steps=max(2, regime.steps // EMBEDDED_SHARE)) for regime in short]
     figures: dict[str, Any] = {"regimes": [compare("random", regime, adapters, repeats) for regime in regimes],
-                               "embedded": [compare("embedded", regime, adapters, repeats=1) for regime in fewer],
+                               "embedded": [compare("embedded", regime, adapters, repeats=1) for regime in short],
                                "pack_sizes": [pack_size(regimes[0], number) for number in sizes], "limits": limits()}
     largest = next(r for r in figures["regimes"] if r["name"] == "4x128")
     figures["limits"]["share_of_matmul_rate"] = round(

@@ -79,8 +79,8 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _may_see(key: ApiKey, name: str) -> bool:
-    """Whether a key may ask for a model: `auto` and the base are for all, a culture and its versions for its own keys."""
-    return key.cultures is None or name in ("auto",) or name.rpartition("-v")[0] in key.cultures or name in key.cultures
+    """Whether a key may ask for a culture or a version."""
+    return key.cultures is None or name in key.cultures or name.rpartition("-v")[0] in key.cultures
 
 
 def _answer_failure(error: Exception, record: RequestRecord | None = None) -> JSONResponse:
@@ -211,8 +211,8 @@ class Ingress:
         return await self._respond(body, key, chat=False)
 
     async def _names(self, key: ApiKey) -> list[str]:
-        names = await self._router.models.remote()
-        return [name for name in names if _may_see(key, name)]
+        automatic, base, *adapters = await self._router.models.remote()
+        return [automatic, base, *(name for name in adapters if _may_see(key, name))]
 
     async def _respond(self, body: ChatRequest | CompletionRequest, key: ApiKey, chat: bool) -> Response:
         record = RequestRecord(uuid.uuid4().hex, key.name, body.model, body.stream)
