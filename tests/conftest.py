@@ -20,7 +20,8 @@ def ray_cluster():
     """A local two-CPU cluster."""
     import ray
 
-    context = ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", ignore_reinit_error=True)
+    # A cluster of its own, whatever else runs on the machine.
+    context = ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="warning", ignore_reinit_error=True)
     yield context
     ray.shutdown()
 

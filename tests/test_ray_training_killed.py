@@ -46,7 +46,7 @@ def told_last(project: Project) -> str:
     return json.loads((pack_folder(project) / "progress.json").read_text())["what"]
 
 
-def test_a_lost_node_is_replaced_and_the_run_ends_with_the_same_weights(folder, tmp_path):
+def test_a_node_is_lost_and_the_run_ends_with_the_same_weights(folder, tmp_path):
     overrides = ("training.epochs=200", "training.workers=2", "training.cpus_per_worker=1")
     project = make_project(tmp_path, folder, *overrides)
     printed = finished(start_driver("lose-a-node", tmp_path, overrides))

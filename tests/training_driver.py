@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,10 @@ from culturemanager.cluster import prepare_environment, protect_token
 
 prepare_environment()
 protect_token()
+# A cluster leaves its address in this folder, where other drivers on the machine would find it.
+os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray")
 
+import psutil  # noqa: E402
 import ray  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
@@ -31,29 +35,32 @@ def main() -> None:
 
 def train_alone(project: config.Project) -> None:
     """On one node."""
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="error", log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="error", log_to_driver=False)
     trainer.train(project)
 
 
 def train_and_lose_a_node(project: config.Project) -> None:
-    """One worker on the first node, one on the second: its raylet is killed after the first checkpoint, a third one comes."""
+    """Two workers on three nodes of one CPU each: after the first checkpoint the raylet of one that has a worker is killed."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    lost = cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
-    raylet = lost.all_processes["raylet"][0].process.pid
+    try:
+        raylets = [cluster.add_node(num_cpus=1).all_processes["raylet"][0].process.pid for _ in range(2)]
+        ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
+        threading.Thread(target=kill_one_with_a_worker, args=(project, raylets), daemon=True).start()
+        trainer.train(project)
+        alive = [node["Alive"] for node in ray.nodes()]
+        print(f"nodes alive {alive.count(True)}, lost {alive.count(False)}", flush=True)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
-    def lose_it() -> None:
-        while not has_checkpoint(project):
-            time.sleep(0.01)
-        os.kill(raylet, signal.SIGKILL)
-        cluster.add_node(num_cpus=1, wait=False)
 
-    threading.Thread(target=lose_it, daemon=True).start()
-    trainer.train(project)
-    alive = [node["Alive"] for node in ray.nodes()]
-    print(f"nodes alive {alive.count(True)}, lost {alive.count(False)}", flush=True)
-    ray.shutdown()
-    cluster.shutdown()
+def kill_one_with_a_worker(project: config.Project, raylets: list[int]) -> None:
+    """SIGKILL for the first of these raylets that has a training worker, once there is a checkpoint."""
+    while not has_checkpoint(project):
+        time.sleep(0.01)
+    with_worker = [pid for pid in raylets if any("".join(child.cmdline()).startswith("ray::RayTrainWorker")
+                                                 for child in psutil.Process(pid).children())]
+    os.kill(with_worker[0], signal.SIGKILL)
 
 
 def has_checkpoint(project: config.Project) -> bool:
