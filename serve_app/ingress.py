@@ -64,10 +64,12 @@ async def http_error(_: Request, error: StarletteHTTPException) -> JSONResponse:
 
 @api.exception_handler(RequestValidationError)
 async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
-    first = error.errors()[0]
+    place = error.errors()[0]["loc"][:2]
+    # Of a field's forms the one that the value comes nearest to says what is wrong.
+    first = max((one for one in error.errors() if one["loc"][:2] == place), key=lambda one: len(one["loc"]))
     # Of a field that may have several forms the place is told, and not which form was tried.
     field = ".".join(str(part) for part in first["loc"] if part != "body" and not _names_a_form(part)) or "body"
-    return JSONResponse(error_body(f"{field}: {first['msg']}", "invalid_request_error", field), 400)
+    return JSONResponse(error_body(f"{field}: {first['msg'].removeprefix('Value error, ')}", "invalid_request_error", field), 400)
 
 
 def _names_a_form(part: object) -> bool:

@@ -149,7 +149,7 @@ def test_answers_given_together_are_those_given_alone(endpoint: str) -> None:
     ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
     ({"frequency_penalty": 0.5}, 400, "frequency_penalty", "not supported"),
     ({"top_logprobs": 2}, 400, "top_logprobs", "logprobs"),
-    ({"stop": [""]}, 400, "stop", "at least 1"),
+    ({"stop": [""]}, 400, "stop.0", "at least 1"),
 ])
 def test_a_wrong_field_is_named(http: httpx2.Client, changes: dict, status: int, param: str, said: str) -> None:
     response = ask(http, **changes)
