@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,10 +27,18 @@ def folder(tmp_path_factory):
     return build_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def start_driver(what: str, place: Path, overrides: Sequence[str]) -> subprocess.Popen:
+@pytest.fixture
+def environment() -> Iterator[dict[str, str]]:
+    """For a driver with a cluster of its own, whose address no other driver on the machine shall find."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:  # sockets' paths have a limit
+        yield os.environ | {"RAY_TMPDIR": short}
+
+
+def start_driver(what: str, place: Path, overrides: Sequence[str], environment: dict[str, str]) -> subprocess.Popen:
     """The training in a process and on a cluster of its own; the session's cluster is left in peace."""
     command = [sys.executable, "-m", "tests.training_driver", what, str(place / "project.yaml"), *overrides]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=Path(__file__).parents[1], env=environment, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
 
 
 def finished(driver: subprocess.Popen) -> str:
@@ -46,24 +56,24 @@ def told_last(project: Project) -> str:
     return json.loads((pack_folder(project) / "progress.json").read_text())["what"]
 
 
-def test_a_node_is_lost_and_the_run_ends_with_the_same_weights(folder, tmp_path):
+def test_a_node_is_lost_and_the_run_ends_with_the_same_weights(folder, tmp_path, environment):
     overrides = ("training.epochs=200", "training.workers=2", "training.cpus_per_worker=1")
     project = make_project(tmp_path, folder, *overrides)
-    printed = finished(start_driver("lose-a-node", tmp_path, overrides))
+    printed = finished(start_driver("lose-a-node", tmp_path, overrides, environment))
     assert "nodes alive 2, lost 1" in printed
     assert "gone on from step" in told_last(project)
     assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-3)
 
 
-def test_a_killed_driver_started_again_ends_with_the_same_weights(folder, tmp_path):
+def test_a_killed_driver_started_again_ends_with_the_same_weights(folder, tmp_path, environment):
     overrides = ("training.epochs=200",)
     project = make_project(tmp_path, folder, *overrides)
-    first = start_driver("alone", tmp_path, overrides)
+    first = start_driver("alone", tmp_path, overrides, environment)
     while not has_checkpoint(project):
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    finished(start_driver("alone", tmp_path, overrides))
+    finished(start_driver("alone", tmp_path, overrides, environment))
     assert "gone on from step" in told_last(project)
     assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-4)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -17,8 +16,6 @@ from culturemanager.cluster import prepare_environment, protect_token
 
 prepare_environment()
 protect_token()
-# A cluster leaves its address in this folder, where other drivers on the machine would find it.
-os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray")
 
 import psutil  # noqa: E402
 import ray  # noqa: E402
