@@ -260,6 +260,38 @@ class Upstream:
         return response.status_code < 500
 
 
+class TokenCounter:
+    """Counts as the server would, with the base model's own tokenizer; it is loaded when first asked for.
+
+    Args:
+        base_path: as `base_model.load_tokenizer` takes it.
+    """
+
+    def __init__(self, base_path: str) -> None:
+        self._base_path = base_path
+        self._tokenizer: Any = None
+
+    async def __call__(self, request: Mapping[str, Any], answer: str) -> tuple[int, int]:
+        """Tokens of a request's prompt and of its answer.
+
+        Raises:
+            ModelError: the tokenizer cannot be read, or has no template for a chat.
+        """
+        return await asyncio.to_thread(self._count, request, answer)
+
+    def _count(self, request: Mapping[str, Any], answer: str) -> tuple[int, int]:
+        from culturemanager.base_model import load_tokenizer
+        from culturemanager.chat import chat_ids
+
+        self._tokenizer = self._tokenizer or load_tokenizer(self._base_path)
+        prompt = request.get("messages") or request["prompt"]
+        if request.get("messages"):
+            prompt = chat_ids(self._tokenizer, prompt)
+        elif isinstance(prompt, str):
+            prompt = self._tokenizer(prompt)["input_ids"]
+        return len(prompt), len(self._tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+
 class UpstreamReplica:
     """Answers requests by having a server answer them; takes the place of `Replica`, and loads no model.
 
@@ -274,9 +306,8 @@ class UpstreamReplica:
     def __init__(self, path: str, overrides: Sequence[str] = ()) -> None:
         project = config.load(path, overrides)
         settings = project.serving.upstream
-        self._base_path = project.base_path
-        self._tokenizer: Any = None
-        self._upstream = Upstream(settings, settings.base_model or project.base.path, read_key(settings), self._count_tokens)
+        base_model = settings.base_model or project.base.path
+        self._upstream = Upstream(settings, base_model, read_key(settings), TokenCounter(project.base_path))
 
     async def generate(self, request: dict[str, Any]) -> AsyncIterator[Piece]:
         """See `Upstream.generate`."""
@@ -299,22 +330,6 @@ class UpstreamReplica:
     async def __del__(self) -> None:
         """Serve awaits this when it stops the replica."""
         await self._upstream.close()
-
-    async def _count_tokens(self, request: Mapping[str, Any], answer: str) -> tuple[int, int]:
-        """Counted with the base model's own tokenizer, which is loaded when a server first leaves the counts out."""
-        return await asyncio.to_thread(self._count, request, answer)
-
-    def _count(self, request: Mapping[str, Any], answer: str) -> tuple[int, int]:
-        from culturemanager.base_model import load_tokenizer
-        from culturemanager.chat import chat_ids
-
-        self._tokenizer = self._tokenizer or load_tokenizer(self._base_path)
-        prompt = request.get("messages") or request["prompt"]
-        if request.get("messages"):
-            prompt = chat_ids(self._tokenizer, prompt)
-        elif isinstance(prompt, str):
-            prompt = self._tokenizer(prompt)["input_ids"]
-        return len(prompt), len(self._tokenizer(answer, add_special_tokens=False)["input_ids"])
 
 
 async def _beginning(response: httpx2.Response) -> str:

@@ -22,7 +22,7 @@ import pytest
 from culturemanager import artifacts, config
 from culturemanager.config import UpstreamConfig
 from culturemanager.errors import AdapterError, ConfigError, OverloadedError, RequestError, ServingError
-from serve_app.upstream import Upstream, UpstreamReplica, read_key
+from serve_app.upstream import TokenCounter, Upstream, read_key
 from serve_app.upstream_wire import message_of
 
 KEY = "sk-upstream-51d7a9e2"
@@ -741,14 +741,9 @@ def test_a_client_that_leaves_ends_the_servers_work(endpoints: Endpoints) -> Non
 
 
 def test_tokens_are_counted_as_our_own_engine_counts_them(endpoints: Endpoints, small_run: Path) -> None:
-    replica = UpstreamReplica(str(small_run), [f"serving.upstream={{base_url: '{endpoints.between.base_url}'}}"])
+    count = TokenCounter(config.load(small_run).base_path)
+    chat = {"messages": [{"role": "user", "content": TEXTS[0]}]}
     own = ask(endpoints.own, TEXTS[0], "turkey")
-
-    async def count() -> tuple[int, int]:
-        request = {"messages": [{"role": "user", "content": TEXTS[0]}]}
-        try:
-            return await replica._count_tokens(request, own.choices[0].message.content)
-        finally:
-            await replica.__del__()
-
-    assert asyncio.run(count())[0] == own.usage.prompt_tokens
+    assert asyncio.run(count(chat, own.choices[0].message.content))[0] == own.usage.prompt_tokens
+    own = endpoints.own.completions.create(model="turkey", prompt=TEXTS[1], max_tokens=2)
+    assert asyncio.run(count({"prompt": TEXTS[1]}, own.choices[0].text))[0] == own.usage.prompt_tokens

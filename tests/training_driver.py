@@ -37,7 +37,7 @@ def train_alone(project: config.Project) -> None:
 
 
 def train_and_lose_a_node(project: config.Project) -> None:
-    """Two workers on three nodes of one CPU each: after the first checkpoint the raylet of one that has a worker is killed."""
+    """Two workers on three nodes of one CPU each: after the first checkpoint one that has a worker is killed."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         raylets = [cluster.add_node(num_cpus=1).all_processes["raylet"][0].process.pid for _ in range(2)]
@@ -52,12 +52,15 @@ def train_and_lose_a_node(project: config.Project) -> None:
 
 
 def kill_one_with_a_worker(project: config.Project, raylets: list[int]) -> None:
-    """SIGKILL for the first of these raylets that has a training worker, once there is a checkpoint."""
+    """SIGKILL for the first of these nodes that has a training worker, once there is a checkpoint: all its processes at once."""
     while not has_checkpoint(project):
         time.sleep(0.01)
-    with_worker = [pid for pid in raylets if any("".join(child.cmdline()).startswith("ray::RayTrainWorker")
-                                                 for child in psutil.Process(pid).children())]
-    os.kill(with_worker[0], signal.SIGKILL)
+    for raylet in raylets:
+        on_node = psutil.Process(raylet).children(recursive=True)
+        if any("".join(process.cmdline()).startswith("ray::RayTrainWorker") for process in on_node):
+            for pid in [raylet, *(process.pid for process in on_node)]:
+                os.kill(pid, signal.SIGKILL)
+            return
 
 
 def has_checkpoint(project: config.Project) -> bool:
