@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -36,10 +37,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.base_model import load_base_model
+from culturemanager.sections.model import TrainingConfig
 from culturemanager.storage import write_json
 from culturemanager.training.job import AdapterJob
 from culturemanager.training.loop import PackTrainer, PlainEngine
 from culturemanager.training.optimizer import learning_rate
+from culturemanager.training.pack_plan import plan_pack
 from culturemanager.training.rows import TokenRow, epoch_batches
 
 WAYS = ("trainer", "sequential", "packed")
@@ -119,14 +122,11 @@ def compare(model: str, regime: Regime, adapters: int, repeats: int) -> dict[str
 
 
 def pack_size(regime: Regime, adapters: int) -> dict[str, Any]:
-    """Time per adapter and step, and memory, of a pack of so many."""
+    """Time per adapter and step, and memory, of a pack of so many; beside it what `culturemanager train --plan` says."""
     run = in_a_process("random", "packed", regime, adapters)
     per_adapter = run["seconds"] / adapters / regime.steps
-    return {
-        "adapters": adapters,
-        "milliseconds_per_adapter_and_step": round(1000 * per_adapter, 2),
-        "peak_rss_mb": run["peak_rss_mb"],
-    }
+    return {"adapters": adapters, "milliseconds_per_adapter_and_step": round(1000 * per_adapter, 2),
+            "peak_rss_mb": run["peak_rss_mb"], "grown_mb": run["grown_mb"], "planned_mb": run["planned_mb"]}
 
 
 def in_a_process(model: str, way: str, regime: Regime, adapters: int) -> dict[str, Any]:
@@ -138,7 +138,11 @@ def in_a_process(model: str, way: str, regime: Regime, adapters: int) -> dict[st
 
 
 def measure(model_name: str, way: str, regime: Regime, adapters: int) -> dict[str, Any]:
-    """Seconds, the losses [adapters, steps], the peak of resident memory, and what the linear layers had to multiply."""
+    """Seconds, the losses [adapters, steps], what the linear layers had to multiply, and memory.
+
+    `grown_mb` is what the peak has over the memory before the model was there, `planned_mb` the plan's figure for it.
+    """
+    before = psutil.Process().memory_info().rss
     model = build_model(model_name)
     rows = [adapter_rows(number, regime, model.config.vocab_size) for number in range(adapters)]
     linear = sum(module.weight.numel() for name, module in model.named_modules()
@@ -152,8 +156,10 @@ def measure(model_name: str, way: str, regime: Regime, adapters: int) -> dict[st
         seconds, losses = with_our_loop(model, regime, rows)
     tokens = adapters * regime.rows * regime.tokens * regime.steps
     # forward, and backward to the activations: two products of two operations each
-    return {"seconds": seconds, "losses": losses, "linear_flops": 4 * linear * tokens,
-            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    plan = plan_pack(model, jobs(regime, rows), None, 0, TrainingConfig(rank=SHAPE.rank, pack_size=adapters))
+    return {"seconds": seconds, "losses": losses, "linear_flops": 4 * linear * tokens, "peak_rss_mb": peak >> 20,
+            "grown_mb": (peak - before) >> 20, "planned_mb": plan.memory_bytes >> 20}
 
 
 def build_model(name: str) -> PreTrainedModel:
@@ -181,14 +187,17 @@ def with_our_loop(model: PreTrainedModel, regime: Regime, rows: Sequence[list[To
                   first: int = 0) -> tuple[float, list[list[float]]]:
     """One pack over `rows`; adapters are numbered from `first`."""
     bank = AdapterBank(model, slots=len(rows), max_rank=SHAPE.rank)
-    jobs = [AdapterJob(str(first + i), own, (), SHAPE, first + i, 1, regime.rows, PEAK_RATE) for i, own in enumerate(rows)]
-    trainer = PackTrainer(bank, jobs, PlainEngine, pad_id=0)
+    trainer = PackTrainer(bank, jobs(regime, rows, first), PlainEngine, pad_id=0)
     started = time.perf_counter()
     trainer.run()
     seconds = time.perf_counter() - started
-    losses = [trainer.progress[job.name].losses for job in jobs]
+    losses = [progress.losses for progress in trainer.progress.values()]
     bank.detach()
     return seconds, losses
+
+
+def jobs(regime: Regime, rows: Sequence[list[TokenRow]], first: int = 0) -> list[AdapterJob]:
+    return [AdapterJob(str(first + i), own, (), SHAPE, first + i, 1, regime.rows, PEAK_RATE) for i, own in enumerate(rows)]
 
 
 def with_the_trainer(model: PreTrainedModel, model_name: str, regime: Regime,
@@ -269,7 +278,8 @@ def show(figures: dict[str, Any]) -> None:
     console.print(table)
     for line in figures["pack_sizes"]:
         console.print(f"{line['adapters']:3d} adapters: {line['milliseconds_per_adapter_and_step']:.1f} ms each a step, "
-                      f"{line['peak_rss_mb']} MB")
+                      f"{line['peak_rss_mb']} MB at most, {line['grown_mb']} of them for the training "
+                      f"({line['planned_mb']} planned)")
     rate = figures["limits"]
     console.print(f"matrix product {rate['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s; packed 4x128 reached "
                   f"{rate['share_of_matmul_rate']:.2f} of it in the linear layers")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 
 from culturemanager import artifacts
-from culturemanager.config import OpenAIGenerator, Project, UpstreamConfig
+from culturemanager.config import Project
 from culturemanager.errors import LanguageModelError, ProviderError, SearchError
 from culturemanager.providers.json_api import shown
+from culturemanager.sections.model import UpstreamConfig
+from culturemanager.sections.synthesis import OpenAIGenerator
 
 TIMEOUT_S = 5.0
 QUERY = "etiquette"

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from culturemanager.config import EmbeddingConfig, Project
+from culturemanager.config import Project
 from culturemanager.cultures import resolve_cultures
 from culturemanager.errors import AdapterError, ConfigError
 from culturemanager.items import ItemSet, load_items
 from culturemanager.records import Culture, Example, Passage, Task
+from culturemanager.sections.synthesis import EmbeddingConfig
 from culturemanager.storage import Workspace
 from culturemanager.tasks import examples_folder, is_task_file, load_task
 

@@ -89,13 +89,16 @@ def training_plan(outlook: Outlook) -> None:
     """Which adapters would be trained, how many at once, and what that takes."""
     table(("adapter", "rows", "tokens", "longest row", "steps", "trained"), [
         (one.name, one.rows, one.tokens, one.longest, one.steps, one.version or "no") for one in outlook.adapters])
-    pack = outlook.pack
-    if pack is None:
+    if not outlook.packs:
         return say("Every adapter is trained on these rows and settings; there is nothing to do.")
-    sizes = {"base": pack.base_bytes, "adapters": pack.adapter_bytes, "a step": pack.step_bytes, "kept": pack.kept_bytes}
-    say(f"{pack.adapters} to train, {pack.at_once} at once, up to {pack.step_tokens:,} tokens a step. Memory: about "
-        f"{pack.memory_bytes / 2**30:.1f} GiB ({', '.join(f'{name} {size / 2**30:.1f}' for name, size in sizes.items())}) of "
-        f"{outlook.free_bytes / 2**30:.1f} GiB free. Time: about {max(1, round(outlook.seconds / 60))} min on this machine.")
+    workers = f"{outlook.workers} worker{'s' * (outlook.workers > 1)}"
+    for number, pack in enumerate(outlook.packs, 1):
+        sizes = {"base": pack.base_bytes, "adapters": pack.adapter_bytes, "a step": pack.step_bytes, "kept": pack.kept_bytes}
+        say(f"Pack {number} of {len(outlook.packs)}, on {workers}: {pack.adapters} to train, {pack.at_once} at once, up to "
+            f"{pack.step_tokens:,} tokens a step. Memory of a worker: about {pack.memory_bytes / 2**30:.1f} GiB "
+            f"({', '.join(f'{name} {size / 2**30:.1f}' for name, size in sizes.items())}) of "
+            f"{outlook.free_bytes / 2**30:.1f} GiB free.")
+    say(f"Time: about {max(1, round(outlook.seconds / 60))} min on this machine.")
 
 
 def error_line(error: BaseException) -> str:

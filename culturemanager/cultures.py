@@ -10,9 +10,9 @@ from importlib import resources
 
 import yaml
 
-from culturemanager.config import CultureEntry
 from culturemanager.errors import ConfigError, UnknownCultureError
 from culturemanager.records import Culture
+from culturemanager.sections.synthesis import CultureEntry
 
 ID_PATTERN = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED_PATTERN = re.compile(r"joint|joint_culture_prompt|(agnostic|retrieval)_.*")

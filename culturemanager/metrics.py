@@ -25,7 +25,8 @@ METRICS: dict[str, tuple[Kind, tuple[str, ...], str]] = {
     "culturemanager_routes": ("counter", ("culture", "reason"), "Routing decisions, by culture and reason."),
     "culturemanager_request_seconds": ("histogram", ("culture",), "Seconds from a request's arrival to its last byte."),
     "culturemanager_first_token_seconds": ("histogram", ("culture",), "Seconds from a request's arrival to its first token."),
-    "culturemanager_served_tokens": ("counter", ("culture", "kind"), "Tokens of served requests; kind is prompt or completion."),
+    "culturemanager_served_tokens": ("counter", ("culture", "kind"),
+                                     "Tokens of served requests; kind is prompt, completion or cached (of the prompt's)."),
     "culturemanager_router_confidence": ("histogram", ("culture",), "How sure the router was of the culture it chose."),
     "culturemanager_engine": ("gauge", ("figure",), "A replica's running and waiting requests, and its cache_bytes."),
 }

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from culturemanager import artifacts, cluster, config, console
-from culturemanager.config import Project, ServingConfig
+from culturemanager.config import Project
 from culturemanager.errors import ServingError
+from culturemanager.sections.model import ServingConfig
 
 
 def serve(path: str | Path, overrides: Sequence[str] = (), *, logs: bool = False) -> None:

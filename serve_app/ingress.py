@@ -254,7 +254,7 @@ class Ingress:
 
     async def _events(self, streams: Sequence[Stream], shape: ResponseShape, wants_usage: bool, record: RequestRecord,
                       jobs: Sequence[dict[str, Any]]) -> AsyncIterator[str]:
-        texts, tokens = [""] * len(streams), {}
+        texts, newest = [""] * len(streams), {}
         begun: set[int] = set()
         status = 499  # unless the end is reached, the client went away
         try:
@@ -263,18 +263,16 @@ class Ingress:
                 yield shape.chunk(number, piece, first=number not in begun)
                 begun.add(number)
                 texts[number] += piece["text"]
-                tokens[number] = piece["prompt_tokens"], piece["completion_tokens"]
-            total = usage(sum(prompt for prompt, _ in tokens.values()), sum(completion for _, completion in tokens.values()))
+                newest[number] = piece
             if wants_usage:
-                yield shape.usage_chunk(total)
+                yield shape.usage_chunk(usage(newest.values()))
             status = 200
             yield "data: [DONE]\n\n"
         except (RayError, CultureManagerError) as error:
             status = failure(error).status
             yield event(error_body(f"the answer broke off: {failure(error).message}", "api_error"))
         finally:
-            record.finish(status, usage(sum(p for p, _ in tokens.values()), sum(c for _, c in tokens.values())),
-                          self._texts(jobs, texts))
+            record.finish(status, usage(newest.values()), self._texts(jobs, texts))
 
     def _texts(self, jobs: Sequence[dict[str, Any]], answers: Sequence[str]) -> dict[str, Any] | None:
         if not self._log_texts:

@@ -53,6 +53,8 @@ class Replica:
             self._check_finite(asked.adapter, events[-1].finish_reason)
             piece = {"text": "".join(event.text_delta for event in events), "finish_reason": events[-1].finish_reason,
                      "prompt_tokens": len(asked.prompt_ids), "logprobs": None}
+            if events[-1].generation:
+                piece["cached_tokens"] = events[-1].generation.reused_tokens
             if asked.logprobs is not None:
                 told_tokens = [event.logprob for event in events if event.logprob]
                 piece["logprobs"] = self._tokens(told_tokens, events[-1].generation, request)
@@ -73,7 +75,8 @@ class Replica:
         answer, seconds = await self._loop.complete(asked, prepare)
         self._check_finite(asked.adapter, answer.finish_reason)
         piece = {"text": answer.text, "finish_reason": answer.finish_reason, "prompt_tokens": answer.prompt_tokens,
-                 "completion_tokens": len(answer.token_ids), "logprobs": None, "first_token_s": seconds}
+                 "cached_tokens": answer.reused_tokens, "completion_tokens": len(answer.token_ids), "logprobs": None,
+                 "first_token_s": seconds}
         if asked.logprobs is not None:
             piece["logprobs"] = self._tokens(answer.logprobs, answer, request)
         if request["echo"]:

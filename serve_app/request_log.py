@@ -43,7 +43,7 @@ class RequestRecord:
         if self._first is None:
             self._first = time.monotonic() - self._started if seconds is None else seconds
 
-    def finish(self, status: int, tokens: dict[str, int] | None = None, texts: dict[str, Any] | None = None) -> None:
+    def finish(self, status: int, tokens: dict[str, Any] | None = None, texts: dict[str, Any] | None = None) -> None:
         """The answer is out, or will not come."""
         culture = (self._route.culture if self._route else "") or "none"
         seconds = time.monotonic() - self._started
@@ -52,6 +52,8 @@ class RequestRecord:
             metrics.observe("culturemanager_request_seconds", seconds, culture=culture)
             metrics.count("culturemanager_served_tokens", tokens["prompt_tokens"], culture=culture, kind="prompt")
             metrics.count("culturemanager_served_tokens", tokens["completion_tokens"], culture=culture, kind="completion")
+            cached = tokens["prompt_tokens_details"]["cached_tokens"]
+            metrics.count("culturemanager_served_tokens", cached, culture=culture, kind="cached")
         if self._first is not None:
             metrics.observe("culturemanager_first_token_seconds", self._first, culture=culture)
             self._told["first_token_seconds"] = round(self._first, 4)

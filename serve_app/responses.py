@@ -1,7 +1,8 @@
 """The OpenAI wire format, outbound: whole responses, chunks of a stream, log-probabilities, errors.
 
 A *piece* is what a replica yields: ``text``, ``finish_reason`` (None until the last), ``prompt_tokens``,
-``completion_tokens``, ``logprobs`` (of the piece's tokens, or None) and, in the first piece of an echo, ``prompt``
+``completion_tokens``, ``logprobs`` (of the piece's tokens, or None), in the last one, where it is known, ``cached_tokens``
+(the prompt's that were not computed anew) and, in the first piece of an echo, ``prompt``
 (``text`` and ``logprobs``). A token's log-probability is ``{"token", "token_id", "logprob", "top": [[token, id, logprob]]}``.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from culturemanager.records import Route
@@ -44,8 +45,7 @@ class ResponseShape:
                 choice["culturemanager"] = decision(route)
             choices.append(choice)
         # Choices of one prompt are computed from it anew; the prompt counts for each, as it was worked on for each.
-        tokens = usage(sum(piece["prompt_tokens"] for _, piece in answers),
-                       sum(piece["completion_tokens"] for _, piece in answers))
+        tokens = usage([piece for _, piece in answers])
         return {**self._head, "object": "chat.completion" if self._chat else "text_completion", "choices": choices,
                 "usage": tokens, "culturemanager": self._decision}
 
@@ -62,7 +62,7 @@ class ResponseShape:
             body["culturemanager"] = self._decision
         return event(body)
 
-    def usage_chunk(self, tokens: dict[str, int]) -> str:
+    def usage_chunk(self, tokens: dict[str, Any]) -> str:
         return event({**self._head, "object": self._chunk_object, "choices": [], "usage": tokens})
 
     def _choice(self, number: int, piece: Piece) -> dict[str, Any]:
@@ -116,9 +116,12 @@ def event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens}
+def usage(pieces: Collection[Piece]) -> dict[str, Any]:
+    """Tokens of all choices, from the last piece of each."""
+    prompt, completion, cached = (sum(piece.get(name, 0) for piece in pieces)
+                                  for name in ("prompt_tokens", "completion_tokens", "cached_tokens"))
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached}}
 
 
 def decision(route: Route) -> dict[str, Any]:

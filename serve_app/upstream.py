@@ -21,9 +21,9 @@ from typing import Any
 import httpx2
 
 from culturemanager import config, metrics
-from culturemanager.config import UpstreamConfig
 from culturemanager.errors import AdapterError, CultureManagerError, OverloadedError, RequestError, ServingError
 from culturemanager.providers.llm_wire import MAX_RETRY_AFTER_S, retry_after_s
+from culturemanager.sections.model import UpstreamConfig
 from serve_app.responses import Piece
 from serve_app.upstream_wire import Chunk, body_of, error_of, message_of, path_of, read_chunk
 

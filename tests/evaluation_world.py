@@ -15,7 +15,6 @@ from typing import ClassVar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from culturemanager.config import EvaluationConfig
 from culturemanager.cultures import catalogue, resolve_cultures
 from culturemanager.evaluation.baselines import SYSTEMS, required_adapters
 from culturemanager.evaluation.retrieval import PassageRetriever
@@ -24,6 +23,7 @@ from culturemanager.inference.requests import Generation, GenerationRequest, Sco
 from culturemanager.items import ItemSet, load_items
 from culturemanager.records import Culture, EvaluationItem, Example, Route, Task
 from culturemanager.routing.gazetteer import Gazetteer
+from culturemanager.sections.model import EvaluationConfig
 from culturemanager.tasks import load_task, render
 
 TASK_FILES = [Path(__file__).parent.parent / f"examples/tasks/{name}.yaml" for name in ("acceptability", "choice", "advice")]

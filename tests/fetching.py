@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from culturemanager import config
 from culturemanager.errors import FetchError
 from culturemanager.providers.fetch import HttpFetcher
 from culturemanager.providers.network import only_public
+from culturemanager.sections.synthesis import FetchConfig
 from tests.loopback import Site
 
 PAGE = "<html><title>Tea</title><p>Use both hands.</p></html>"
 
 
 def fetcher(**limits: object) -> HttpFetcher:
-    return HttpFetcher(config.FetchConfig(**{"allow_private_addresses": True, "timeout_s": 10, **limits}))
+    return HttpFetcher(FetchConfig(**{"allow_private_addresses": True, "timeout_s": 10, **limits}))
 
 
 def reason(url: str, **limits: object) -> str:
@@ -27,5 +27,5 @@ def reason(url: str, **limits: object) -> str:
 
 def with_a_public_door(web: Site, **arguments: object) -> HttpFetcher:
     """Takes one site's port for the public internet; everything else is judged as always."""
-    return HttpFetcher(config.FetchConfig(), approval=lambda address, port: port == web.port or only_public(address, port),
+    return HttpFetcher(FetchConfig(), approval=lambda address, port: port == web.port or only_public(address, port),
                        **arguments)

@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 
-from culturemanager.config import EvaluationConfig
 from culturemanager.errors import ConfigError
 from culturemanager.evaluation.baselines import (
     SYSTEMS,
@@ -18,6 +17,7 @@ from culturemanager.evaluation.baselines import (
 )
 from culturemanager.evaluation.retrieval import PassageRetriever
 from culturemanager.records import EvaluationItem, Route
+from culturemanager.sections.model import EvaluationConfig
 from tests.evaluation_world import examples, world
 
 WORLD = world()
@@ -83,7 +83,7 @@ def test_required_adapters_follow_from_the_systems():
 
 
 def test_required_adapters_are_names_that_training_can_plan():
-    from culturemanager.config import TrainingConfig
+    from culturemanager.sections.model import TrainingConfig
     from culturemanager.training.plan import plan_adapters
 
     names = required_adapters(list(SYSTEMS), [culture.id for culture in WORLD.cultures])

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from culturemanager.config import ExamplesConfig
 from culturemanager.cultures import catalogue
 from culturemanager.ngrams import WordRuns
 from culturemanager.records import Passage
+from culturemanager.sections.synthesis import ExamplesConfig
 from culturemanager.synthesis.candidate import Candidate
 from culturemanager.synthesis.checks import CHECKS, Checker
 from culturemanager.tasks import load_task

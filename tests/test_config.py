@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from culturemanager import config
 from culturemanager.errors import ConfigError
+from culturemanager.sections.synthesis import ExtractiveGenerator, FolderSearch
 
 MINIMAL = "name: Test\nworkspace: runs\ncultures: [turkey]\ntasks: [task.yaml]\n"
 
@@ -32,8 +33,8 @@ def message(path: Path, *overrides: str) -> str:
 def test_minimal_file_has_defaults_for_the_rest(tmp_path: Path) -> None:
     project = config.load(written(tmp_path))
     assert project.base.path == "embedded"
-    assert project.pages.search == config.FolderSearch()
-    assert project.examples.generator == config.ExtractiveGenerator()
+    assert project.pages.search == FolderSearch()
+    assert project.examples.generator == ExtractiveGenerator()
 
 
 def test_paths_are_relative_to_the_file_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +86,7 @@ def test_later_override_wins_and_overrides_the_file(tmp_path: Path) -> None:
 
 def test_section_without_a_kind_is_of_the_default_kind(tmp_path: Path) -> None:
     project = config.load(written(tmp_path), ["pages.search.path=docs"])
-    assert project.pages.search == config.FolderSearch(path="docs")
+    assert project.pages.search == FolderSearch(path="docs")
 
 
 def test_other_kinds_are_chosen_by_name(tmp_path: Path) -> None:

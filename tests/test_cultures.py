@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 
-from culturemanager.config import CultureEntry
 from culturemanager.cultures import ID_PATTERN, catalogue, resolve_cultures
 from culturemanager.errors import ConfigError, UnknownCultureError
 from culturemanager.routing.gazetteer import Gazetteer, plain, world_cities, world_countries
+from culturemanager.sections.synthesis import CultureEntry
 
 TEN = ["jordan", "bangladesh", "china", "united_states", "germany", "greece", "south_korea", "brazil", "mexico", "turkey"]
 # The hundred or so words that would turn any English text into a text about some culture.

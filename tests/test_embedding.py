@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from culturemanager.config import EmbeddingConfig
 from culturemanager.errors import EmbeddingError
 from culturemanager.providers import embedding
 from culturemanager.providers.embedding import MINILM_SUMS, MiniLMEmbedder, build_embedder, check_sums, minilm_folder
+from culturemanager.sections.synthesis import EmbeddingConfig
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from culturemanager import config
 from culturemanager.errors import FetchError
 from culturemanager.providers.fetch import HttpFetcher
+from culturemanager.sections.synthesis import FetchConfig
 from tests.fetching import PAGE, fetcher, reason
 from tests.loopback import Reply, redirect, site
 
@@ -158,7 +158,7 @@ def test_a_look_up_that_hangs_is_left_when_the_time_is_up() -> None:
 
     start = time.monotonic()
     with pytest.raises(FetchError) as caught:
-        HttpFetcher(config.FetchConfig(timeout_s=0.5), resolver=hang).fetch("http://slow.example/")
+        HttpFetcher(FetchConfig(timeout_s=0.5), resolver=hang).fetch("http://slow.example/")
     release.set()
     assert caught.value.reason in ("timeout", "robots") and time.monotonic() - start < 10
 

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from culturemanager.config import CultureEntry
 from culturemanager.cultures import catalogue, resolve_cultures
 from culturemanager.routing.evidence import weigh
 from culturemanager.routing.gazetteer import Gazetteer, plain, uses_capitals
+from culturemanager.sections.synthesis import CultureEntry
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from culturemanager.config import IndexConfig
 from culturemanager.errors import CorruptFileError, IncompleteStageError
 from culturemanager.records import Passage
+from culturemanager.sections.synthesis import IndexConfig
 from culturemanager.storage import Workspace
 from culturemanager.synthesis.index import PassageIndex, build_shard, choose_kind, write_index
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import pytest
 
-from culturemanager.config import OpenAIGenerator
 from culturemanager.errors import LanguageModelError, StorageError, UnusableAnswerError
 from culturemanager.providers.llm import OpenAIModel, Usage, read_key
 from culturemanager.providers.llm_cache import AnswerCache, Completion, delimiter_secret
 from culturemanager.providers.llm_wire import Reply, retry_after_s, usable_text
+from culturemanager.sections.synthesis import OpenAIGenerator
 from tests.chat_server import Answer, ChatServer, chat_server, fails, says
 
 KEY = "sk-test-4f1b9c0d7e2a8365"

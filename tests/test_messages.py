@@ -10,6 +10,8 @@ from culturemanager import config
 from culturemanager.config import Project
 from culturemanager.errors import ConfigError
 from culturemanager.reference import fields, matching
+from culturemanager.sections.model import TrainingConfig
+from culturemanager.sections.synthesis import QueriesConfig
 from culturemanager.tasks import load_task
 
 MINIMAL = "name: n\nworkspace: w\ncultures: [turkey]\ntasks: [t.yaml]\n"
@@ -23,7 +25,7 @@ MINIMAL = "name: n\nworkspace: w\ncultures: [turkey]\ntasks: [t.yaml]\n"
     (MINIMAL.replace("[turkey]", "[]"), "cultures: expected at least 1 entry"),
     (MINIMAL.replace("[turkey]", "[no]"), "cultures.0: YAML reads an unquoted yes, no, on or off as true or false"),
     (MINIMAL + "training: 5\n", "training: expected `key: value` pairs (found 5)"),
-    (MINIMAL + "training: {epocs: 5}\n", "training.epocs: unknown field; nearest: epochs."),
+    (MINIMAL + "training: {epocs: 5}\n", "training.epocs: unknown field; nearest: epochs"),
     (MINIMAL + "training: {colour: 5}\n", "training.colour: unknown field; known fields here: rank, alpha"),
     (MINIMAL + "epochs: 5\n", "epochs: unknown field; nearest: training.epochs."),
     (MINIMAL + "pages: {search: {kind: bing}}\n", "pages.search.kind: expected 'folder', 'searxng', 'wikipedia' (found 'bing')"),
@@ -80,7 +82,7 @@ def test_every_field_of_the_project_file_is_explained() -> None:
     known = {f"{field.name}[{field.kind}]" if field.kind else field.name: field for field in fields()}
     assert all(field.text for field in known.values())
     assert known["training.use_gpu"].default == "auto" and known["evaluation.shots"].default == "3"
-    assert {f"training.{name}" for name in config.TrainingConfig.model_fields} <= known.keys()
+    assert {f"training.{name}" for name in TrainingConfig.model_fields} <= known.keys()
     assert set(Project.model_fields) <= known.keys()
     assert known["pages.search.url[searxng]"].text.startswith("Root of the instance")
     assert known["pages.search.url[searxng]"].heading == "pages.search.url   (with kind: searxng, required)"
@@ -88,7 +90,7 @@ def test_every_field_of_the_project_file_is_explained() -> None:
 
 def test_settings_can_be_asked_for_by_section_and_by_word() -> None:
     assert [field.name for field in matching("queries")] == ["queries", *(f"queries.{name}" for name in
-                                                                          config.QueriesConfig.model_fields)]
+                                                                          QueriesConfig.model_fields)]
     assert [field.name for field in matching("epochs")] == ["training.epochs"]
     with pytest.raises(ConfigError, match=r"Nearest: .*epochs"):
         matching("epoks")

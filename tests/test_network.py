@@ -7,10 +7,10 @@ import ssl
 import pytest
 import trustme
 
-from culturemanager import config
 from culturemanager.errors import FetchError
 from culturemanager.providers.fetch import HttpFetcher
 from culturemanager.providers.network import is_public, resolve
+from culturemanager.sections.synthesis import FetchConfig
 from tests.fetching import PAGE, fetcher, reason, with_a_public_door
 from tests.loopback import Reply, redirect, site
 
@@ -67,7 +67,7 @@ def test_loopback_is_refused_behind_a_redirect(target: str) -> None:
 def test_a_name_is_refused_if_one_of_its_addresses_is_private() -> None:
     names = Names(mixed=[["93.184.215.14", "10.0.0.5"]])
     with pytest.raises(FetchError, match=r"10\.0\.0\.5") as caught:
-        HttpFetcher(config.FetchConfig(), resolver=names).fetch("http://mixed.example/")
+        HttpFetcher(FetchConfig(), resolver=names).fetch("http://mixed.example/")
     assert caught.value.reason == "address"
 
 
@@ -75,7 +75,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to() -> None:
     # The name exists nowhere but in this resolver: had anything looked it up again, it would have failed.
     names = Names(pinned=[["127.0.0.1"]])
     with site({"/": Reply(PAGE), "/robots.txt": Reply("")}) as web:
-        limits = config.FetchConfig(allow_private_addresses=True)
+        limits = FetchConfig(allow_private_addresses=True)
         assert HttpFetcher(limits, resolver=names).fetch(f"http://pinned.example:{web.port}/").text == PAGE
         assert [headers["host"] for headers in web.headers] == [f"pinned.example:{web.port}"] * 2
     assert names.asked == ["pinned.example"] * 2  # once for robots.txt, once for the page
@@ -85,7 +85,7 @@ def test_a_name_that_turns_private_after_robots_txt_is_refused_then() -> None:
     with site({"/": Reply(PAGE)}) as web:
         names = Names(rebinding=[["127.0.0.1"], ["10.0.0.5"]])
         with pytest.raises(FetchError, match=r"10\.0\.0\.5") as caught:
-            HttpFetcher(config.FetchConfig(), resolver=names, approval=lambda address, port: address == "127.0.0.1"
+            HttpFetcher(FetchConfig(), resolver=names, approval=lambda address, port: address == "127.0.0.1"
                         ).fetch(f"http://rebinding.example:{web.port}/")
         assert caught.value.reason == "address"
         assert web.requests == ["/robots.txt"]
@@ -94,7 +94,7 @@ def test_a_name_that_turns_private_after_robots_txt_is_refused_then() -> None:
 def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
     with site({"/": Reply(PAGE)}) as web:
         names = Names(two=[["127.0.0.2", "127.0.0.1"]])  # nothing listens at the first
-        limits = config.FetchConfig(allow_private_addresses=True)
+        limits = FetchConfig(allow_private_addresses=True)
         assert HttpFetcher(limits, resolver=names).fetch(f"http://two.example:{web.port}/").text == PAGE
 
 
@@ -112,7 +112,7 @@ def test_https_checks_the_certificate_against_the_name(authority: trustme.CA, ce
     client = ssl.create_default_context()
     authority.configure_trust(client)
     with site({"/": Reply(PAGE)}, wrap=lambda sock: server.wrap_socket(sock, server_side=True)) as web:
-        limits = config.FetchConfig(allow_private_addresses=True)
+        limits = FetchConfig(allow_private_addresses=True)
         one = HttpFetcher(limits, ssl_context=client, resolver=Names(secure=[["127.0.0.1"]]))
         if arrives:
             assert one.fetch(f"https://secure.example:{web.port}/").text == PAGE

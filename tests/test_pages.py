@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from culturemanager.config import FetchConfig, PagesConfig
 from culturemanager.errors import FetchError, SearchError
 from culturemanager.providers.fetch import HttpFetcher
 from culturemanager.providers.search import FolderSearch, SearxngSearch
 from culturemanager.records import Query
+from culturemanager.sections.synthesis import FetchConfig, PagesConfig
 from culturemanager.storage import StageDraft
 from culturemanager.synthesis.pages import FAILURES_IN_A_ROW, FetchWork, PagesResult, SearchWork, collect_pages
 from tests.loopback import Reply, site

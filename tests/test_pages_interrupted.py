@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from culturemanager.config import PagesConfig
 from culturemanager.providers.fetch import FolderFetcher
 from culturemanager.providers.search import FolderSearch
 from culturemanager.records import Page, Query, stable_id
+from culturemanager.sections.synthesis import PagesConfig
 from culturemanager.synthesis import streaming
 from culturemanager.synthesis.pages import BATCH, PagesResult, collect_pages
 from culturemanager.synthesis.streaming import stream

@@ -1,7 +1,7 @@
 """Pages become passages: main text only, nothing hidden, nothing twice, nothing that speaks to a model."""
 
-from culturemanager.config import PassagesConfig
 from culturemanager.records import Page, stable_id
+from culturemanager.sections.synthesis import PassagesConfig
 from culturemanager.synthesis.passages import addresses_model, deduplicate, extract_passages, page_passages
 from culturemanager.synthesis.text import sentences
 

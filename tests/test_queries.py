@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from culturemanager.config import OpenAIGenerator, QueriesConfig
 from culturemanager.cultures import catalogue
 from culturemanager.errors import LanguageModelError
 from culturemanager.providers.llm import OpenAIModel
 from culturemanager.records import Culture, Task
+from culturemanager.sections.synthesis import OpenAIGenerator, QueriesConfig
 from culturemanager.synthesis.queries import AGNOSTIC_TEMPLATES, TASK_TEMPLATES, task_words, write_queries
 from culturemanager.tasks import contains_phrase, load_task, normalise
 from tests.chat_server import Answer, ChatServer, chat_server, fails, says

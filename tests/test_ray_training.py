@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -22,9 +21,12 @@ from culturemanager.config import Project
 from culturemanager.records import Example, to_rows
 from culturemanager.storage import Workspace
 from culturemanager.training import trainer
-from culturemanager.training.worker import PLAN, RESULT, run_pack
+from culturemanager.training.pack_folder import PLAN, RESULT, ROWS
+from culturemanager.training.worker import run_pack
+from tests.ray_processes import worker_processes
 from tests.test_training import pairs
 from tests.tiny_model import build_tiny_model
+from tests.training_driver import wait_for_a_checkpoint
 
 CULTURES = ("turkey", "greece")
 
@@ -54,19 +56,23 @@ training: {{epochs: 2, batch_size: 4, rank: 4, cpus_per_worker: 0.5, threads_per
     return project
 
 
-def pack_folder(project: Project) -> Path:
-    """Where the project's only pack was trained."""
-    return next(Path(project.workspace_url, "training").glob(f"*/{PLAN}")).parent
+def pack_folders(project: Project) -> list[Path]:
+    """Where the project's packs were trained."""
+    return [path.parent for path in Path(project.workspace_url, "training").glob(f"*/{PLAN}")]
 
 
 def trained_quietly(project: Project, place: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The same plan trained in this process, without Ray and DeepSpeed and without a disturbance."""
-    place.mkdir()
-    shutil.copy(pack_folder(project) / PLAN, place / PLAN)
     threads = torch.get_num_threads()
-    run_pack(place, project.training, project.base_path, project.base.dtype)
+    weights = {}
+    for pack in pack_folders(project):
+        own = place / pack.name
+        shutil.copytree(pack / ROWS, own / ROWS)
+        shutil.copy(pack / PLAN, own)
+        run_pack(own, project.training, project.base_path, project.base.dtype)
+        weights |= {file.stem: load_file(file) for file in (own / RESULT).glob("*.safetensors")}
     torch.set_num_threads(threads)
-    return {culture: load_file(place / RESULT / f"{culture}.safetensors") for culture in CULTURES}
+    return weights
 
 
 def assert_published(project: Project, expected: dict[str, dict[str, torch.Tensor]], tolerance: float) -> None:
@@ -77,8 +83,9 @@ def assert_published(project: Project, expected: dict[str, dict[str, torch.Tenso
             torch.testing.assert_close(weights[key], tensor, rtol=tolerance, atol=tolerance * tensor.abs().max().item())
 
 
-@pytest.mark.parametrize("settings", [("training.zero_stage=0",),
-                                      ("training.zero_stage=2", "training.pack_size=1", "training.accumulate=2")])
+@pytest.mark.parametrize("settings", [("training.packs=1",), ("training.packs=2",),
+                                      ("training.packs=1", "training.zero_stage=2", "training.pack_size=1",
+                                       "training.accumulate=2")])
 def test_two_workers_train_publish_and_end_as_one_process_does(folder, tmp_path, ray_cluster, settings):
     project = make_project(tmp_path, folder, "training.workers=2", *settings)
     ctrl_c = signal.getsignal(signal.SIGINT)
@@ -86,19 +93,19 @@ def test_two_workers_train_publish_and_end_as_one_process_does(folder, tmp_path,
     assert signal.getsignal(signal.SIGINT) is ctrl_c  # Ray Train would keep it
     assert [version.name for version in versions] == ["turkey-v0001", "greece-v0001"]
     assert trainer.train(project) == versions
+    assert len(pack_folders(project)) == project.training.packs
     curves = json.loads(Path(project.workspace_url, "training", "curves.json").read_text())
     assert curves["turkey"]["loss"][-1] < curves["turkey"]["loss"][0]
     assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-3)
 
 
 def test_a_killed_worker_is_replaced_and_ends_with_the_same_weights(folder, tmp_path, ray_cluster):
-    project = make_project(tmp_path, folder, "training.epochs=60")
+    project = make_project(tmp_path, folder, "training.epochs=30")
     killed: list[int] = []
 
     def kill_the_first_worker() -> None:
-        while not list(Path(project.workspace_url, "training").glob("*/checkpoints/step-*/state.json")):
-            time.sleep(0.01)
-        killed.append(worker_pid())
+        wait_for_a_checkpoint(project)
+        killed.extend(worker_processes("ray::RayTrainWorker"))
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_the_first_worker, daemon=True)
@@ -111,11 +118,24 @@ def test_a_killed_worker_is_replaced_and_ends_with_the_same_weights(folder, tmp_
     assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-4)
 
 
-def worker_pid() -> int:
-    """The process of this cluster's only Ray Train worker: its parent, the raylet, names the cluster's address."""
-    import ray
+def test_ctrl_c_ends_the_workers_and_the_next_call_goes_on_to_the_same_weights(folder, tmp_path, ray_cluster):
+    project = make_project(tmp_path, folder, "training.epochs=30")
+    working: list[int] = []
 
-    address = ray.get_runtime_context().gcs_address
-    (pid,) = [process.pid for process in psutil.process_iter() if "".join(process.cmdline()).startswith("ray::RayTrainWorker")
-              and any(address in argument for argument in process.parent().cmdline())]
-    return pid
+    def press() -> None:
+        wait_for_a_checkpoint(project)
+        working.extend(worker_processes("ray::RayTrainWorker"))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Thread(target=press, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(project)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert psutil.wait_procs([psutil.Process(pid) for pid in working if psutil.pid_exists(pid)], timeout=30)[1] == []
+    trainer.train(project)
+    (pack,) = pack_folders(project)
+    assert "gone on from step" in json.loads((pack / "progress.json").read_text())["what"]
+    assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-4)

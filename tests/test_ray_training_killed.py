@@ -8,16 +8,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from culturemanager.config import Project
-from tests.test_ray_training import assert_published, make_project, pack_folder, trained_quietly
+from tests.test_ray_training import assert_published, make_project, pack_folders, trained_quietly
 from tests.tiny_model import build_tiny_model
-from tests.training_driver import has_checkpoint
+from tests.training_driver import wait_for_a_checkpoint
 
 TIMEOUT_S = 400
 
@@ -53,12 +52,13 @@ def finished(driver: subprocess.Popen) -> str:
 
 def told_last(project: Project) -> str:
     """What the pack's run told last of itself."""
-    return json.loads((pack_folder(project) / "progress.json").read_text())["what"]
+    (folder,) = pack_folders(project)
+    return json.loads((folder / "progress.json").read_text())["what"]
 
 
 def test_a_node_is_lost_and_the_run_ends_with_the_same_weights(folder, tmp_path, environment):
     # 80 steps: two workers sum in another order than one process, and every step makes that difference larger.
-    overrides = ("training.epochs=20", "training.workers=2", "training.cpus_per_worker=1")
+    overrides = ("training.epochs=20", "training.workers=2", "training.packs=1", "training.cpus_per_worker=1")
     project = make_project(tmp_path, folder, *overrides)
     printed = finished(start_driver("lose-a-node", tmp_path, overrides, environment))
     assert "nodes alive 2, lost 1" in printed
@@ -70,9 +70,11 @@ def test_a_killed_driver_started_again_ends_with_the_same_weights(folder, tmp_pa
     overrides = ("training.epochs=20",)
     project = make_project(tmp_path, folder, *overrides)
     first = start_driver("alone", tmp_path, overrides, environment)
-    while not has_checkpoint(project):
+
+    def going_on() -> None:
         assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.01)
+
+    wait_for_a_checkpoint(project, going_on)
     first.send_signal(signal.SIGKILL)
     first.wait()
     finished(start_driver("alone", tmp_path, overrides, environment))

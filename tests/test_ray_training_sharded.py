@@ -11,10 +11,10 @@ import pytest
 from pydantic import ValidationError
 
 from culturemanager.base_model import load_base_model
-from culturemanager.config import TrainingConfig
-from culturemanager.training import trainer
+from culturemanager.sections.model import TrainingConfig
+from culturemanager.training import packs, trainer
 from culturemanager.training.deepspeed import held_bytes
-from tests.test_ray_training import assert_published, make_project, pack_folder, trained_quietly
+from tests.test_ray_training import assert_published, make_project, pack_folders, trained_quietly
 from tests.tiny_model import build_tiny_model
 
 
@@ -31,7 +31,7 @@ def loop_that_looks() -> Callable[[dict[str, Any]], None]:
     def loop(settings: dict[str, Any]) -> None:
         import ray.train
 
-        from culturemanager.training import deepspeed, trainer
+        from culturemanager.training import deepspeed, packs
 
         build, seen = deepspeed.build_engine, {}
 
@@ -47,7 +47,7 @@ def loop_that_looks() -> Callable[[dict[str, Any]], None]:
             return engine
 
         deepspeed.build_engine = build_and_look
-        trainer.train_loop_per_worker(settings)
+        packs.train_loop_per_worker(settings)
         rank = ray.train.get_context().get_world_rank()
         Path(settings["folder"], f"held-{rank}.json").write_text(
             json.dumps([seen["most"], deepspeed.held_bytes(seen["model"])]))
@@ -60,20 +60,22 @@ def loop_that_looks() -> Callable[[dict[str, Any]], None]:
                                        "training.offload_base=cpu")])
 def test_with_zero_3_every_worker_holds_half_of_the_base(folder, tmp_path, ray_cluster, monkeypatch, settings):
     project = make_project(tmp_path, folder, "training.workers=2", "training.zero_stage=3", *settings)
-    monkeypatch.setattr(trainer, "train_loop_per_worker", loop_that_looks())
+    monkeypatch.setattr(packs, "train_loop_per_worker", loop_that_looks())
     trainer.train(project)
     model = load_base_model(folder)[0]
     whole = held_bytes(model)
     vectors = sum(parameter.nbytes for parameter in model.parameters() if parameter.dim() == 1)
+    (pack,) = pack_folders(project)
     for rank in range(2):
-        most, left = json.loads((pack_folder(project) / f"held-{rank}.json").read_text())
+        most, left = json.loads((pack / f"held-{rank}.json").read_text())
         assert whole / 2 <= left <= whole / 2 + vectors
         assert left < most < 0.7 * whole
     assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-3)
 
 
 def test_the_optimizer_s_state_may_lie_in_main_memory(folder, tmp_path, ray_cluster):
-    project = make_project(tmp_path, folder, "training.workers=2", "training.zero_stage=2", "training.offload_optimizer=cpu")
+    project = make_project(tmp_path, folder, "training.workers=2", "training.packs=1", "training.zero_stage=2",
+                           "training.offload_optimizer=cpu")
     trainer.train(project)
     assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-3)
 

@@ -10,13 +10,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from culturemanager.config import PassagesConfig, RouterConfig
 from culturemanager.cultures import catalogue
 from culturemanager.errors import ConfigError, CorruptFileError, UnknownCultureError
 from culturemanager.providers.embedding import MiniLMEmbedder
 from culturemanager.records import Example, Page, Passage, stable_id
 from culturemanager.routing.request import read_request
 from culturemanager.routing.router import CultureRouter
+from culturemanager.sections.model import RouterConfig
+from culturemanager.sections.synthesis import PassagesConfig
 from culturemanager.storage import Workspace
 from culturemanager.synthesis.passages import page_passages
 

@@ -16,13 +16,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from culturemanager.adapters.bank import AdapterBank, AdapterShape
-from culturemanager.config import EvaluationConfig
 from culturemanager.errors import AdapterError, ConfigError
 from culturemanager.evaluation.baselines import SYSTEMS
 from culturemanager.evaluation.retrieval import PassageRetriever
 from culturemanager.evaluation.runner import load, save
 from culturemanager.inference.engine import Engine
 from culturemanager.items import ItemSet
+from culturemanager.sections.model import EvaluationConfig
 from culturemanager.storage import Workspace
 from culturemanager.tasks import answers, is_correct, parse_answer
 from tests.evaluation_world import (

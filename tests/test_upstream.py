@@ -20,8 +20,8 @@ import openai
 import pytest
 
 from culturemanager import artifacts, config
-from culturemanager.config import UpstreamConfig
 from culturemanager.errors import AdapterError, ConfigError, OverloadedError, RequestError, ServingError
+from culturemanager.sections.model import UpstreamConfig
 from serve_app.upstream import TokenCounter, Upstream, read_key
 from serve_app.upstream_wire import message_of
 

@@ -20,10 +20,10 @@ import jsonschema
 import pytest
 
 from culturemanager import prompts
-from culturemanager.config import OpenAIGenerator
 from culturemanager.errors import LanguageModelError
 from culturemanager.providers.llm_cache import delimiter_secret
 from culturemanager.records import Culture, Passage, Task, stable_id
+from culturemanager.sections.synthesis import OpenAIGenerator
 from culturemanager.synthesis.candidate import Candidate
 from culturemanager.synthesis.passages import addresses_model
 from culturemanager.synthesis.written import WrittenGenerator, build_written_generator, examples_schema
@@ -192,7 +192,7 @@ def test_a_generator_pickles_and_still_hits_the_cache(tmp_path: Path) -> None:
 PROGRAM = """
 import pickle, sys
 from pathlib import Path
-from culturemanager.config import OpenAIGenerator
+from culturemanager.sections.synthesis import OpenAIGenerator
 from culturemanager.synthesis.written import build_written_generator
 config = OpenAIGenerator(kind="openai", base_url=sys.argv[1], model="m", concurrency=2, timeout_s=20)
 generator = build_written_generator(config, Path(sys.argv[2]))

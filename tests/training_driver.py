@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from culturemanager.cluster import prepare_environment, protect_token
@@ -53,8 +54,7 @@ def train_and_lose_a_node(project: config.Project) -> None:
 
 def kill_one_with_a_worker(project: config.Project, raylets: list[int]) -> None:
     """SIGKILL for the first of these nodes that has a training worker, once there is a checkpoint: all its processes at once."""
-    while not has_checkpoint(project):
-        time.sleep(0.01)
+    wait_for_a_checkpoint(project)
     for raylet in raylets:
         on_node = psutil.Process(raylet).children(recursive=True)
         if any("".join(process.cmdline()).startswith("ray::RayTrainWorker") for process in on_node):
@@ -63,9 +63,11 @@ def kill_one_with_a_worker(project: config.Project, raylets: list[int]) -> None:
             return
 
 
-def has_checkpoint(project: config.Project) -> bool:
-    """Whether the project's training has written one."""
-    return any(Path(project.workspace_url, "training").glob("*/checkpoints/step-*/state.json"))
+def wait_for_a_checkpoint(project: config.Project, going_on: Callable[[], None] = lambda: None) -> None:
+    """Until the project's training has written one; `going_on` is called meanwhile, and may raise."""
+    while not any(Path(project.workspace_url, "training").glob("*/checkpoints/step-*/state.json")):
+        going_on()
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

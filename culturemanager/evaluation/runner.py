@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 
 from culturemanager import prompts
 from culturemanager.chat import chat_ids
-from culturemanager.config import EvaluationConfig
 from culturemanager.errors import AdapterError, ConfigError
 from culturemanager.evaluation import metrics
 from culturemanager.evaluation.baselines import System, adapters_of, compose, culture_gone_by, pick_shots, select_systems
@@ -27,6 +26,7 @@ from culturemanager.inference.engine import Engine
 from culturemanager.inference.requests import GenerationRequest, ScoreRequest
 from culturemanager.items import ItemSet
 from culturemanager.records import Culture, EvaluationItem, Example, Route, Score, Task
+from culturemanager.sections.model import EvaluationConfig
 from culturemanager.storage import StageDirectory, StageDraft, fingerprint
 from culturemanager.tasks import answers, is_correct, parse_answer, render
 

@@ -259,7 +259,9 @@ class Engine:
         with self._bank.rows(self._slots(batch)):
             logits = self._runner.prefill([chunk.ids for chunk in chunks], [chunk.start for chunk in chunks], first_row, scored)
         self._scheduler.advance(chunks)
-        self._reused_tokens += sum(chunk.match.tokens for chunk in chunks)
+        for chunk in chunks:
+            chunk.active.reused += chunk.match.tokens
+            self._reused_tokens += chunk.match.tokens
         if scored:
             _score_prompts(chunks, logits)
         if chunks[0].ends_prompt:  # then all do

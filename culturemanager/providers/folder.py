@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
-from culturemanager.config import FolderSearch, Project
+from culturemanager.config import Project
 from culturemanager.errors import FetchError, SearchError
+from culturemanager.sections.synthesis import FolderSearch
 
 SCHEME = "folder:"
 CONTENT_TYPES = {".html": "text/html", ".htm": "text/html", ".md": "text/markdown", ".txt": "text/plain"}

@@ -24,10 +24,10 @@ from typing import Any, Protocol
 import tenacity
 
 from culturemanager import metrics, prompts
-from culturemanager.config import OpenAIGenerator
 from culturemanager.errors import LanguageModelError, UnusableAnswerError
 from culturemanager.providers.llm_cache import AnswerCache, Completion
 from culturemanager.providers.llm_wire import SHOWN_CHARACTERS, CallFailedError, Reply, status_failure, usable_text
+from culturemanager.sections.synthesis import OpenAIGenerator
 from culturemanager.storage import fingerprint
 
 BAD_ANSWER_RETRIES = 2

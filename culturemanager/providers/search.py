@@ -24,6 +24,7 @@ from culturemanager.errors import FetchError, SearchError
 from culturemanager.providers.document import decode, title_and_text
 from culturemanager.providers.folder import CONTENT_TYPES, documents, folder_path, read_document, require_folder
 from culturemanager.providers.json_api import ATTEMPTS, get_json, shown
+from culturemanager.sections import synthesis as settings
 
 __all__ = ["FolderSearch", "SearchHit", "SearchProvider", "SearxngSearch", "WikipediaSearch", "build_search", "folder_path"]
 
@@ -69,7 +70,7 @@ class FolderSearch:
         SearchError: there is no such folder, or no document in it.
     """
 
-    def __init__(self, folder: Path, max_bytes: int = config.FetchConfig().max_bytes) -> None:
+    def __init__(self, folder: Path, max_bytes: int = settings.FetchConfig().max_bytes) -> None:
         import bm25s
 
         folder = require_folder(folder)
@@ -123,7 +124,7 @@ class SearxngSearch:
         attempts: tries of one query.
     """
 
-    def __init__(self, url: str, timeout_s: float, user_agent: str = config.FetchConfig().user_agent,
+    def __init__(self, url: str, timeout_s: float, user_agent: str = settings.FetchConfig().user_agent,
                  attempts: int = ATTEMPTS) -> None:
         self._url = url.rstrip("/") + "/search"
         self._timeout_s, self._user_agent, self._attempts = timeout_s, user_agent, attempts
@@ -161,7 +162,7 @@ class WikipediaSearch:
         attempts: tries of one query.
     """
 
-    def __init__(self, url_template: str, timeout_s: float, user_agent: str = config.FetchConfig().user_agent,
+    def __init__(self, url_template: str, timeout_s: float, user_agent: str = settings.FetchConfig().user_agent,
                  attempts: int = ATTEMPTS) -> None:
         self._url_template = url_template
         self._timeout_s, self._user_agent, self._attempts = timeout_s, user_agent, attempts
@@ -209,7 +210,7 @@ def _plain(text: Any) -> str:
     return " ".join(plain.encode("utf-8", "replace").decode("utf-8").split())  # JSON can hold half a character
 
 
-def build_search(search: config.SearchConfig, project: config.Project, attempts: int = ATTEMPTS) -> SearchProvider:
+def build_search(search: settings.SearchConfig, project: config.Project, attempts: int = ATTEMPTS) -> SearchProvider:
     """The search provider a project file asks for.
 
     Args:
@@ -219,8 +220,8 @@ def build_search(search: config.SearchConfig, project: config.Project, attempts:
         SearchError: its folder is missing or empty.
     """
     user_agent = project.pages.fetch.user_agent
-    if isinstance(search, config.FolderSearch):
+    if isinstance(search, settings.FolderSearch):
         return FolderSearch(folder_path(search, project), project.pages.fetch.max_bytes)
-    if isinstance(search, config.SearxngSearch):
+    if isinstance(search, settings.SearxngSearch):
         return SearxngSearch(search.url, search.timeout_s, user_agent, attempts)
     return WikipediaSearch(search.url, search.timeout_s, user_agent, attempts)

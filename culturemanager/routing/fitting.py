@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from culturemanager.config import RouterConfig
 from culturemanager.errors import ConfigError
 from culturemanager.providers.embedding import Embedder
 from culturemanager.records import Culture, Example, Passage, stable_id
@@ -24,6 +23,7 @@ from culturemanager.routing.language import identify
 from culturemanager.routing.request import read_request
 from culturemanager.routing.router import SIGNALS, CultureRouter, Judgement
 from culturemanager.routing.rows import CueSplit, RoutedText, held_out_rows, training_rows
+from culturemanager.sections.model import RouterConfig
 
 LANGUAGE_SHARE = 0.02
 """A language counts as trained on if so many of the training texts are in it."""

@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from culturemanager.config import RouterConfig
 from culturemanager.errors import ConfigError, CorruptFileError, UnknownCultureError
 from culturemanager.providers.embedding import Embedder
 from culturemanager.records import Culture, Example, Passage, Route
@@ -24,6 +23,7 @@ from culturemanager.routing.evidence import Evidence, weigh
 from culturemanager.routing.gazetteer import Gazetteer, without_ordinary_words
 from culturemanager.routing.language import identify, speakers
 from culturemanager.routing.request import Request, read_request
+from culturemanager.sections.model import RouterConfig
 from culturemanager.storage import StageDirectory, StageDraft
 
 SIGNALS = ("named", "language", "classifier")

@@ -12,11 +12,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from culturemanager.config import ExamplesConfig
 from culturemanager.errors import ConfigError
 from culturemanager.ngrams import WordRuns
 from culturemanager.records import Culture, Example, Passage, Task, stable_id
 from culturemanager.routing.gazetteer import Gazetteer
+from culturemanager.sections.synthesis import ExamplesConfig
 from culturemanager.synthesis.attribution import attribute, page_subject
 from culturemanager.synthesis.candidate import Candidate
 from culturemanager.synthesis.norms import read_norms

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from culturemanager.config import EmbeddingConfig, ExamplesConfig
 from culturemanager.errors import SynthesisError
 from culturemanager.records import Culture, Example, Passage, Task, stable_id
+from culturemanager.sections.synthesis import EmbeddingConfig, ExamplesConfig
 from culturemanager.storage import StageDraft
 from culturemanager.synthesis.candidate import Candidate, ExampleGenerator
 

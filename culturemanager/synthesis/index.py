@@ -15,10 +15,10 @@ import faiss
 import numpy as np
 import torch
 
-from culturemanager.config import EmbeddingConfig, IndexConfig
 from culturemanager.errors import CorruptFileError
 from culturemanager.providers.embedding import Embedder, build_embedder
 from culturemanager.records import Passage
+from culturemanager.sections.synthesis import EmbeddingConfig, IndexConfig
 from culturemanager.storage import StageDirectory, StageDraft
 
 FLAT_UP_TO = 50_000

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from culturemanager.config import PagesConfig
 from culturemanager.errors import FetchError, SearchError
 from culturemanager.providers.document import title_and_text
 from culturemanager.providers.fetch import PageFetcher
 from culturemanager.providers.search import SearchProvider
 from culturemanager.records import Page, Query, stable_id
+from culturemanager.sections.synthesis import PagesConfig
 from culturemanager.storage import StageDraft
 from culturemanager.synthesis.streaming import Row, stream
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import datasketch
 import numpy as np
 
-from culturemanager.config import PassagesConfig
 from culturemanager.records import Page, Passage, stable_id
+from culturemanager.sections.synthesis import PassagesConfig
 from culturemanager.synthesis.text import page_blocks, sentences
 from culturemanager.tasks import normalise
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from culturemanager import prompts
-from culturemanager.config import QueriesConfig
 from culturemanager.errors import UnusableAnswerError
 from culturemanager.providers.llm import LanguageModel
 from culturemanager.records import Culture, Query, Task, stable_id
+from culturemanager.sections.synthesis import QueriesConfig
 from culturemanager.tasks import contains_phrase, normalise
 
 LANGUAGE = "en"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from culturemanager import prompts
-from culturemanager.config import OpenAIGenerator
 from culturemanager.errors import UnusableAnswerError
 from culturemanager.providers.llm import LanguageModel, OpenAIModel
 from culturemanager.providers.llm_cache import delimiter_secret
 from culturemanager.records import Culture, Passage, Task
+from culturemanager.sections.synthesis import OpenAIGenerator
 from culturemanager.synthesis.candidate import Candidate
 
 Work = tuple[Culture, Task, Sequence[Passage]]

@@ -14,7 +14,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from culturemanager.config import TrainingConfig
+from culturemanager.sections.model import TrainingConfig
 from culturemanager.training.loop import PlainEngine
 from culturemanager.training.loss import PackLoss
 from culturemanager.training.optimizer import PackedAdamW

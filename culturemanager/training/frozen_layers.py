@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -33,9 +33,9 @@ def decoder_layers(bank: AdapterBank) -> tuple[list[nn.Module], int]:
     return (list(layers), min(int(match.group(2)) for match in found)) if isinstance(layers, nn.ModuleList) else ([], 0)
 
 
-def kept_bytes(model: PreTrainedModel, rows: Sequence[Sequence[TokenRow]]) -> int:
-    """What the states of these rows take, those of each adapter apart."""
-    tokens = sum(len(row.ids) for own in rows for row in set(own))
+def kept_bytes(model: PreTrainedModel, rows: Iterable[Iterable[TokenRow]]) -> int:
+    """What the states of these rows take at most, those of each adapter apart."""
+    tokens = sum(len(row.ids) for own in rows for row in own)
     return tokens * model.config.get_text_config(decoder=True).hidden_size * model.dtype.itemsize
 
 
@@ -56,7 +56,7 @@ class FrozenLayers:
         self._rows: dict[int, Sequence[TokenRow]] = {}
         self._kept: dict[tuple[int, TokenRow], Tensor] = {}
 
-    def fit_for(self, rows: Sequence[Sequence[TokenRow]]) -> bool:
+    def fit_for(self, rows: Iterable[Iterable[TokenRow]]) -> bool:
         """Whether layers lie below the adapters, a pass may begin above them, and memory holds what they make of `rows`.
 
         Args:

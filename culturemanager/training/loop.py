@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch.distributed
 from torch import Tensor, nn
 
 from culturemanager.adapters.bank import AdapterBank
-from culturemanager.errors import TrainingError
 from culturemanager.training.checkpoint import newest_whole_checkpoint, save_checkpoint
 from culturemanager.training.frozen_layers import FrozenLayers
 from culturemanager.training.job import AdapterJob, Progress
@@ -110,9 +110,8 @@ class PackTrainer:
         """
         if max(job.epochs for job in self.jobs.values()) <= self._world:
             return None
-        rows = [[*job.train, *job.validation] for job in self.jobs.values()]
         layers = FrozenLayers(self.bank, products, self.pad_id, self._capacity)
-        if not layers.fit_for(rows):
+        if not layers.fit_for(chain(job.train, job.validation) for job in self.jobs.values()):
             return None
         for name, slot in self._slots.items():
             layers.put(slot, [*self.jobs[name].train, *self.jobs[name].validation])
@@ -127,8 +126,7 @@ class PackTrainer:
         job = self.jobs[name]
         first_epoch, skip = divmod(self.progress[name].step, job.steps_per_epoch)
         for epoch in range(first_epoch, job.epochs):
-            batches = list(epoch_batches(job.train, job.batch_size, job.seed, epoch))
-            yield from batches[skip if epoch == first_epoch else 0:]
+            yield from epoch_batches(job.train, job.batch_size, job.seed, epoch, skip if epoch == first_epoch else 0)
 
     @property
     def active(self) -> list[str]:
@@ -136,11 +134,7 @@ class PackTrainer:
         return [name for name, slot in sorted(self._slots.items(), key=lambda one: one[1]) if not self.progress[name].stopped]
 
     def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Train until every adapter has stopped.
-
-        Raises:
-            TrainingError: every adapter failed.
-        """
+        """Train until every adapter has stopped; `progress` says why each one has."""
         started = time.monotonic()
         while self.active:
             losses = self.train_step()
@@ -152,9 +146,6 @@ class PackTrainer:
                         "total": sum(job.total_steps if not self.progress[n].stopped else self.progress[n].step
                                      for n, job in self.jobs.items()),
                         "active": len(self.active), "losses": losses, "tokens_per_second": self.tokens / seconds})
-        failed = {name: p.stopped for name, p in self.progress.items() if p.stopped not in ("finished", "early stop")}
-        if len(failed) == len(self.jobs):
-            raise TrainingError(f"every adapter failed: {failed}. Lower `training.learning_rate` and run again.")
         if self.checkpoint_folder:
             self.save()
 
@@ -249,12 +240,14 @@ class PackTrainer:
     def evaluate(self, name: str) -> float:
         """Token mean of the loss on the adapter's validation rows."""
         job, slot = self.jobs[name], self._slots[name]
-        rows = sorted(job.validation, key=lambda row: len(row.ids))
-        total = 0.0
-        for start in range(0, len(rows), EVALUATION_ROWS):
-            batches = self._collated([(slot, row) for row in rows[start:start + EVALUATION_ROWS]])
+        order = sorted(range(len(job.validation)), key=lambda number: len(job.validation[number].ids))
+        total, labels = 0.0, 0
+        for start in range(0, len(order), EVALUATION_ROWS):
+            rows = [job.validation[number] for number in order[start:start + EVALUATION_ROWS]]
+            batches = self._collated([(slot, row) for row in rows])
             total += self.engine.module(batches, torch.ones(self.bank.slots + 1), None)[1].sum().item()
-        return total / sum(row.label_count for row in rows)
+            labels += sum(row.label_count for row in rows)
+        return total / labels
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """One adapter's weights, as `AdapterBank.tensors`."""

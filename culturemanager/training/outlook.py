@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from culturemanager.config import Project
 from culturemanager.storage import Workspace
 from culturemanager.training.plan import Retrieve
-from culturemanager.training.trainer import plans_of
-from culturemanager.training.worker import adapted_layers, read_job
+from culturemanager.training.trainer import divided, plans_of
+from culturemanager.training.worker import adapted_layers, make_job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,9 +40,12 @@ class Outlook:
     """What `train` would do."""
 
     adapters: tuple[AdapterOutlook, ...]
-    pack: PackPlan | None
-    """`None` if no adapter needs training."""
+    packs: tuple[PackPlan, ...]
+    """Those that would train side by side; none if no adapter needs training."""
+    workers: int
+    """Of each pack."""
     free_bytes: int
+    """Of one worker."""
     seconds: float
     """About how long it takes here, from the rate of a matrix product measured just now."""
 
@@ -58,24 +61,29 @@ def outlook(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (
 
     from culturemanager.adapters.registry import AdapterRegistry
     from culturemanager.base_model import load_outline, resolve_base_model
-    from culturemanager.training.pack_plan import free_memory, plan_pack
+    from culturemanager.training.pack_plan import memory_of_a_worker, plan_pack
+    from culturemanager.training.rows import tokenise
 
     config = project.training
     plans = plans_of(project, only, extra, resolve_base_model(project.base_path), retrieve)
     registry = AdapterRegistry(Workspace(project.workspace_url).local_path("adapters"))
     model, tokenizer = load_outline(project.base_path)
     model = model.to(getattr(torch, project.base.dtype))
-    jobs = {plan.name: read_job(plan, tokenizer, config) for plan in plans}
+    jobs = {plan.name: make_job(plan, tokenise(tokenizer, plan.train, config.max_length)[0],
+                                tokenise(tokenizer, plan.validation, config.max_length)[0], config) for plan in plans}
     known = {plan.name: registry.latest_with_digest(plan.name, plan.digest) for plan in plans}
     adapters = tuple(AdapterOutlook(name, len(job.train), sum(len(row.ids) for row in job.train),
                                     max(len(row.ids) for row in job.train), job.total_steps,
                                     known[name].name if known[name] else "") for name, job in jobs.items())
-    free = free_memory("cuda" if torch.cuda.is_available() else "cpu")
-    missing = [job for name, job in jobs.items() if known[name] is None]
+    free = memory_of_a_worker("cuda" if torch.cuda.is_available() else "cpu", config)
+    missing = [plan for plan in plans if known[plan.name] is None]
     if not missing:
-        return Outlook(adapters, None, free, 0.0)
-    pack = plan_pack(model, missing, adapted_layers(model, config), free, config)
-    return Outlook(adapters, pack, free, pack.operations / (PRODUCT_SHARE * _products_per_second(model)))
+        return Outlook(adapters, (), config.workers, free, 0.0)
+    division = divided(missing, project)
+    targets = adapted_layers(model, config)
+    packs = tuple(plan_pack(model, [jobs[name] for name in names], targets, free, config) for names in division.packs)
+    operations = max(pack.operations for pack in packs) / division.workers
+    return Outlook(adapters, packs, division.workers, free, operations / (PRODUCT_SHARE * _products_per_second(model)))
 
 
 def _products_per_second(model: PreTrainedModel) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from culturemanager.config import TrainingConfig
+    from culturemanager.sections.model import TrainingConfig
     from culturemanager.training.job import AdapterJob
 
 MEMORY_SHARE = 0.8
@@ -88,6 +89,11 @@ def plan_pack(model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Seque
     return plan(fitting[-1])
 
 
+def memory_of_a_worker(device: str, config: TrainingConfig) -> int:
+    """Bytes that one worker may take: a GPU is its own, a machine's memory is shared by all workers that may be on it."""
+    return free_memory(device) // (config.workers if device == "cpu" else 1)
+
+
 def free_memory(device: str) -> int:
     """Bytes that are free on the GPU, or on this machine within the limit of its container."""
     if device == "cuda":
@@ -127,11 +133,11 @@ def _plan(model: PreTrainedModel, jobs: Sequence[AdapterJob], wrapped: Mapping[s
         layers = len({layer_number(name) for name in wrapped})
         kept = kept // layers + layers * model.config.get_text_config(decoder=True).hidden_size
         backward *= 2
-    states = kept_bytes(model, [[*job.train, *job.validation] for job in jobs])
+    states = kept_bytes(model, (chain(job.train, job.validation) for job in jobs))
     seen = sum(job.epochs * len(row.ids) for job in jobs for row in job.train)
     return PackPlan(
         adapters=len(jobs), at_once=at_once,
-        base_bytes=base_bytes(model) // (config.workers if config.zero_stage == 3 else 1),
+        base_bytes=base_bytes(model) // (config.workers // max(1, config.packs) if config.zero_stage == 3 else 1),
         kept_bytes=states if lowest > 0 and states <= KEPT_BYTES else 0,
         adapter_bytes=at_once * STATES * FLOAT_BYTES * rank * sum(fans.values()),
         step_bytes=FLOAT_BYTES * (step_tokens * kept + LOGIT_COPIES * labels * vocabulary),

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from culturemanager import prompts
-from culturemanager.config import TrainingConfig
 from culturemanager.errors import ConfigError
 from culturemanager.records import Culture, Example
+from culturemanager.sections.model import TrainingConfig
 from culturemanager.storage import fingerprint
 
 JOINT = "joint"

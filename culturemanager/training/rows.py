@@ -96,11 +96,11 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]
     return rows, dropped
 
 
-def epoch_batches(rows: Sequence[TokenRow], batch_size: int, seed: int, epoch: int) -> Iterator[list[TokenRow]]:
-    """One epoch's batches, in an order that depends on the adapter's seed and the epoch alone."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
-    for start in range(0, len(order), batch_size):
-        yield [rows[i] for i in order[start:start + batch_size]]
+def epoch_batches(rows: Sequence[TokenRow], batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[list[TokenRow]]:
+    """One epoch's batches after the first `skip`, in an order that depends on the adapter's seed and the epoch alone."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    for start in range(skip * batch_size, len(order), batch_size):
+        yield [rows[i] for i in order[start:start + batch_size].tolist()]
 
 
 def collate(rows: Sequence[tuple[int, TokenRow]], pad_id: int, capacity: int = 0) -> list[Batch]:

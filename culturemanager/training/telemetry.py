@@ -12,7 +12,7 @@ from tensorboardX import SummaryWriter
 
 from culturemanager import metrics
 from culturemanager.storage import write_json
-from culturemanager.training.worker import PROGRESS
+from culturemanager.training.pack_folder import PROGRESS
 
 if TYPE_CHECKING:
     from culturemanager.training.loop import PackTrainer

@@ -9,29 +9,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from culturemanager.config import TrainingConfig
 from culturemanager.errors import TrainingError
+from culturemanager.sections.model import TrainingConfig
 from culturemanager.storage import write_json
+from culturemanager.training.pack_folder import CURVES, PACK, RESULT, SPLITS, read_plans, read_rows
 from culturemanager.training.plan import AdapterPlan
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from culturemanager.training.job import AdapterJob
+    from culturemanager.training.rows import TokenRow
 
-PLAN = "plan.json"
-PACK = "pack.json"
-PROGRESS = "progress.json"
-RESULT = "result"
-CURVES = "curves.json"
 REPORT_EVERY = 10
 """Steps between two reports to Ray Train: every worker has to report as often as the others."""
 
 
 def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, rank: int = 0,
              report: Callable[[dict[str, Any]], None] | None = None, use_deepspeed: bool = False) -> None:
-    """Train the pack planned in `folder`, going on from its newest whole checkpoint; needs no Ray."""
+    """Train the pack prepared in `folder`, going on from its newest whole checkpoint; needs no Ray.
+
+    Raises:
+        TrainingError: an adapter has no rows, or memory does not hold one.
+        StorageError: the folder's rows are not whole.
+    """
     import torch
 
     from culturemanager import metrics
@@ -46,9 +48,9 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # A base that is shared out need not fit on one device.
     model, tokenizer = load_base_model(base_path, dtype, "cpu" if config.zero_stage == 3 else device)
-    plans = [AdapterPlan(**values) for values in json.loads((folder / PLAN).read_text())]
+    plans = read_plans(folder)
     targets = adapted_layers(model, config)
-    jobs = [read_job(plan, tokenizer, config) for plan in plans]
+    jobs = [make_job(plan, *(read_rows(folder, plan.name, split) for split in SPLITS), config) for plan in plans]
     bank = AdapterBank(model, slots=_pack_size(folder, model, jobs, targets, config, rank, device), max_rank=config.rank,
                        targets=targets)
     if config.activation_checkpointing:
@@ -85,22 +87,19 @@ def adapted_layers(model: PreTrainedModel, config: TrainingConfig) -> list[str] 
     return on_last_layers(model, config.last_layers) if config.last_layers else None
 
 
-def read_job(plan: AdapterPlan, tokenizer: PreTrainedTokenizerBase, config: TrainingConfig) -> AdapterJob:
+def make_job(plan: AdapterPlan, train: Sequence[TokenRow], validation: Sequence[TokenRow], config: TrainingConfig) -> AdapterJob:
     """A plan with its rows as token ids.
 
     Raises:
-        TrainingError: every row is longer than `max_length`.
+        TrainingError: there are none for training, since every one is longer than `max_length`.
     """
     from culturemanager.adapters.bank import AdapterShape
     from culturemanager.training.job import AdapterJob
-    from culturemanager.training.rows import tokenise
 
-    rows, _ = tokenise(tokenizer, plan.train, config.max_length)
-    validation, _ = tokenise(tokenizer, plan.validation, config.max_length)
-    if not rows:
+    if not train:
         raise TrainingError(f"every row of adapter {plan.name!r} is longer than {config.max_length} tokens; "
                             "raise `training.max_length`.")
-    return AdapterJob(plan.name, rows, validation, AdapterShape(config.rank, config.alpha, config.dropout), plan.seed,
+    return AdapterJob(plan.name, train, validation, AdapterShape(config.rank, config.alpha, config.dropout), plan.seed,
                       plan.epochs, plan.batch_size, config.learning_rate, config.warmup_share, config.weight_decay,
                       config.clip_norm, config.early_stop_patience)
 
@@ -110,14 +109,14 @@ def _pack_size(folder: Path, model: PreTrainedModel, jobs: Sequence[AdapterJob],
     """How many adapters share a pass: decided once, so that a resumed run finds them in the same slots."""
     import torch
 
-    from culturemanager.training.pack_plan import base_bytes, free_memory, plan_pack
+    from culturemanager.training.pack_plan import base_bytes, memory_of_a_worker, plan_pack
 
     path = folder / PACK
     if path.exists():
         size = json.loads(path.read_text())["at_once"]
     else:
         loaded = base_bytes(model) if model.device.type == device else 0
-        size = plan_pack(model, jobs, targets, free_memory(device) + loaded, config).at_once
+        size = plan_pack(model, jobs, targets, memory_of_a_worker(device, config) + loaded, config).at_once
     if torch.distributed.is_initialized():
         least = torch.tensor(size, device=device)
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)

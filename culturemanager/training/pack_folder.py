@@ -1,0 +1,116 @@
+"""A pack's folder: what is to be trained, its tokenised rows, and the names of what the training puts beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from culturemanager.storage import write_json
+from culturemanager.training.plan import AdapterPlan
+from culturemanager.training.token_files import SCHEMA, TokenRows, write_token_rows
+
+PLAN = "plan.json"
+PACK = "pack.json"
+PROGRESS = "progress.json"
+RESULT = "result"
+CURVES = "curves.json"
+ROWS = "rows"
+SPLITS = ("train", "validation")
+TEXTS_AT_ONCE = 1000
+"""Rows of one table."""
+
+
+def is_prepared(folder: Path) -> bool:
+    return (folder / PLAN).exists() and (folder / ROWS).is_dir()
+
+
+def texts(plans: Sequence[AdapterPlan]) -> Iterator[pa.Table]:
+    """The rows of all adapters, as `Tokenise` takes them."""
+    for plan in plans:
+        for split in SPLITS:
+            rows = getattr(plan, split)
+            for start in range(0, len(rows), TEXTS_AT_ONCE):
+                part = rows[start:start + TEXTS_AT_ONCE]
+                yield pa.table({"file": [_file(plan.name, split)] * len(part), "prompt": [prompt for prompt, _ in part],
+                                "completion": [completion for _, completion in part]})
+
+
+class Tokenise:
+    """Texts to token ids; in this process, or as an actor of Ray Data.
+
+    Args:
+        base_path: as `base_model.load_tokenizer` takes it.
+        max_length: tokens; longer rows are left out.
+    """
+
+    def __init__(self, base_path: str, max_length: int) -> None:
+        from culturemanager.base_model import load_tokenizer
+
+        self._tokenizer = load_tokenizer(base_path)
+        self._max_length = max_length
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Columns `file`, `prompt`, `completion` to `file`, `ids`, `prompt_length`."""
+        from culturemanager.training.rows import tokenise
+
+        columns: dict[str, list[Any]] = {"file": [], "ids": [], "prompt_length": []}
+        for file, prompt, completion in zip(*(table[name].to_pylist() for name in ("file", "prompt", "completion")), strict=True):
+            for row in tokenise(self._tokenizer, [(prompt, completion)], self._max_length)[0]:
+                columns["file"].append(file)
+                columns["ids"].append(row.ids)
+                columns["prompt_length"].append(row.prompt_length)
+        return pa.table(columns, pa.schema([("file", pa.string()), *SCHEMA]))
+
+
+def prepare(folder: Path, plans: Sequence[AdapterPlan], tokenised: Iterable[pa.Table]) -> None:
+    """Write the plan and the rows; both are whole or absent.
+
+    Args:
+        tokenised: what `Tokenise` made of `texts(plans)`, in that order.
+    """
+    beside = folder / f"{ROWS}.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(folder / ROWS, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for file, batches in groupby(_batches_by_file(tokenised), key=itemgetter(0)):
+        write_token_rows(beside / file, (batch for _, batch in batches))
+    for file in (_file(plan.name, split) for plan in plans for split in SPLITS):
+        if not (beside / file).exists():
+            write_token_rows(beside / file, ())
+    beside.rename(folder / ROWS)
+    write_json(folder / PLAN, [vars(dataclasses.replace(plan, train=(), validation=())) for plan in plans])
+
+
+def read_plans(folder: Path) -> list[AdapterPlan]:
+    """The adapters to train, without their texts."""
+    return [AdapterPlan(**values) for values in json.loads((folder / PLAN).read_text())]
+
+
+def read_rows(folder: Path, adapter: str, split: str) -> TokenRows:
+    """An adapter's rows of a split, `train` or `validation`.
+
+    Raises:
+        StorageError: they are not there or not whole.
+    """
+    return TokenRows(folder / ROWS / _file(adapter, split))
+
+
+def _file(adapter: str, split: str) -> str:
+    return f"{adapter}.{split}.arrow"
+
+
+def _batches_by_file(tables: Iterable[pa.Table]) -> Iterator[tuple[str, pa.RecordBatch]]:
+    for table in tables:
+        for file in table["file"].unique().to_pylist():
+            rows = table.filter(pc.equal(table["file"], file)).select(SCHEMA.names).cast(SCHEMA)
+            for batch in rows.combine_chunks().to_batches():
+                yield file, batch

@@ -1,0 +1,149 @@
+"""Packs under Ray Train, side by side: prepared, trained, watched, and stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from culturemanager.config import Project
+from culturemanager.errors import TrainingError
+from culturemanager.sections.model import TrainingConfig
+from culturemanager.training.pack_folder import CURVES, PROGRESS, RESULT, Tokenise, is_prepared, prepare, texts
+from culturemanager.training.plan import AdapterPlan
+from culturemanager.training.worker import run_pack
+
+ProgressReport = Callable[..., None]
+"""Called with steps done, steps in all, a word for what, and the state of every adapter (`telemetry.AdapterState` as dicts)."""
+TOKENISERS = 2
+"""Ray Data actors that tokenise rows, at most."""
+TOKENISER_CPUS = 0.5
+
+
+def train_packs(project: Project, packs: dict[Path, Sequence[AdapterPlan]], workers: int,
+                progress: ProgressReport | None = None) -> None:
+    """Train the packs side by side; those that are trained already are left as they are.
+
+    Args:
+        packs: the plans of each pack by its folder.
+        workers: of each pack.
+
+    Raises:
+        TrainingError: a worker group failed more often than `training.max_failures` allows; the other packs are trained.
+        KeyboardInterrupt: Ctrl-C; the next call goes on from the newest checkpoints.
+    """
+    import ray
+
+    waiting = {folder: plans for folder, plans in packs.items() if not (folder / RESULT / CURVES).exists()}
+    for folder, plans in waiting.items():
+        if not is_prepared(folder):
+            prepare(folder, plans, _tokenised(plans, project))
+    # Ray Train takes Ctrl-C over and would keep it, so each pack has a process for that.
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(fit_pack)
+    use_gpu = _uses_gpus(project.training)
+    settings = {"config": project.training.model_dump(), "base_path": project.base_path, "dtype": project.base.dtype}
+    fitting = [fit.remote(train_loop_per_worker, settings | {"folder": str(folder)}, workers, use_gpu) for folder in waiting]
+    try:
+        with _Watch([folder / PROGRESS for folder in waiting], progress):
+            failures = [reason for reason in ray.get(fitting) if reason]
+    except ray.exceptions.RayError as error:
+        raise _failed(str(error)) from error
+    finally:
+        for one in fitting:
+            ray.cancel(one, force=True)  # nothing happens to one that has ended; the workers of another end with it
+    if failures:
+        raise _failed(failures[0])
+
+
+def _failed(reason: str) -> TrainingError:
+    return TrainingError(f"training failed: {reason.strip().splitlines()[-1]}. "
+                         "Run the same command again: it goes on from the newest checkpoint.")
+
+
+def _tokenised(plans: Sequence[AdapterPlan], project: Project) -> Any:
+    """The plans' rows as tables of token ids, in their order, one after another from Ray Data."""
+    import ray.data
+
+    parts = list(texts(plans))
+    dataset = ray.data.from_arrow(parts)
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = False
+    actors = ray.data.ActorPoolStrategy(size=min(TOKENISERS, len(parts)))
+    return dataset.map_batches(
+        Tokenise, fn_constructor_args=(project.base_path, project.training.max_length), batch_size=None, batch_format="pyarrow",
+        num_cpus=TOKENISER_CPUS, compute=actors).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def _uses_gpus(config: TrainingConfig) -> bool:
+    import ray
+
+    return config.use_gpu == "yes" or (config.use_gpu == "auto" and ray.cluster_resources().get("GPU", 0) >= config.workers)
+
+
+def fit_pack(loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], workers: int, use_gpu: bool) -> str:
+    """Train one pack with a worker group of its own; what went wrong, or nothing."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    folder, config = Path(settings["folder"]), TrainingConfig(**settings["config"])
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=settings,
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu,
+                                               resources_per_worker={"CPU": config.cpus_per_worker, "GPU": int(use_gpu)}),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=ray.train.RunConfig(name=folder.name, storage_path=str(folder.parent / "ray"),
+                                       failure_config=ray.train.FailureConfig(max_failures=config.max_failures)),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        return str(error)
+    return ""
+
+
+def train_loop_per_worker(settings: dict[str, Any]) -> None:
+    """What every Ray Train worker runs."""
+    import ray.train
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    rank = ray.train.get_context().get_world_rank()
+    run_pack(Path(settings["folder"]), TrainingConfig(**settings["config"]), settings["base_path"], settings["dtype"], rank,
+             report=lambda metrics: ray.train.report(metrics), use_deepspeed=True)
+
+
+class _Watch:
+    """Passes the workers' progress files on to a progress report while the driver waits."""
+
+    def __init__(self, paths: Sequence[Path], progress: ProgressReport | None) -> None:
+        self._paths, self._progress = paths, progress
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        if self._progress:
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._progress:
+            self._thread.join()
+
+    def _follow(self) -> None:
+        states: dict[Path, dict[str, Any]] = {}
+        while not self._done.wait(0.5):
+            for path in self._paths:
+                try:
+                    states[path] = json.loads(path.read_text())
+                except (OSError, ValueError):
+                    continue
+            if states:
+                told = list(states.values())
+                self._progress(sum(state["done"] for state in told), sum(state["total"] for state in told),
+                               "; ".join(state["what"] for state in told),
+                               [adapter for state in told for adapter in state["adapters"]])
