@@ -12,8 +12,7 @@ An engine belongs to one thread.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from culturemanager.adapters.bank import AdapterBank
 from culturemanager.errors import AdapterError, ModelError, RequestError
 from culturemanager.inference.logprobs import token_logprobs
-from culturemanager.inference.packing import pack
 from culturemanager.inference.prefixes import NOTHING, Match, PrefixCache
 from culturemanager.inference.requests import (
     FinishReason,
@@ -34,18 +32,14 @@ from culturemanager.inference.requests import (
 )
 from culturemanager.inference.runner import ModelRunner, context_length
 from culturemanager.inference.sampling import Sampling, TokenPicker, pick_tokens
-from culturemanager.inference.scheduler import ActiveRequest, Chunk, Scheduler, by_length
+from culturemanager.inference.scheduler import ActiveRequest, Chunk, Scheduler
+from culturemanager.inference.scoring import SCORED_LOGITS, Progress, not_finite, score_options, spelled
 from culturemanager.inference.text import TextStream
 
 __all__ = ["Engine", "Generation", "GenerationRequest", "Sampling", "ScoreRequest", "TokenEvent", "TokenLogprob"]
 
-Progress = Callable[[int, int, str], None]
 DEFAULT_CONTEXT = 4096
 """A model made for far more would reserve gigabytes for requests that do not come."""
-SCORED_TOKENS = 4096
-"""Padded tokens of one scoring pass."""
-SCORED_LOGITS = 2**26
-"""Logits of one pass that keeps those of many positions (256 MiB)."""
 BASE = ("",)
 """What the bare base holds, beside the contents that the bank names."""
 
@@ -90,8 +84,7 @@ class Engine:
         self._runner = ModelRunner(model, max_batch_rows, self.context)
         self._prefixes = PrefixCache(self._runner.cache, int(prefix_cache_mb * 2**20))
         self._ends = _end_ids(model, tokenizer)
-        self._vocabulary = model.config.get_text_config(decoder=True).vocab_size
-        self._scheduler = Scheduler(max_batch_rows, prefill_tokens, max(1, SCORED_LOGITS // self._vocabulary))
+        self._scheduler = Scheduler(max_batch_rows, prefill_tokens, max(1, SCORED_LOGITS // self._runner.vocabulary))
         self._reused_tokens = 0
         self._ids = itertools.count(1)
         self._events: list[TokenEvent] = []
@@ -199,7 +192,7 @@ class Engine:
                 for event in ended:
                     done[places[event.request_id]] = event.generation
                     if event.finish_reason == "error":
-                        raise _not_finite(requests[places[event.request_id]].adapter)
+                        raise not_finite(requests[places[event.request_id]].adapter)
                 if ended and on_progress:
                     on_progress(len(done), len(requests), "generate")
         finally:
@@ -219,28 +212,12 @@ class Engine:
             RequestError: a prompt with its longest option is longer than the context.
             AdapterError: the bank holds no such adapter, or its scores are not finite.
         """
-        end = self._tokenizer.eos_token_id
-        texts = dict.fromkeys(text for request in requests for text in request.options)
-        spelled = {text: self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts}
-        rows = []
+        options = spelled(requests, self._tokenizer)
         for request in requests:
-            longest = max(len(spelled[text]) for text in request.options)
+            longest = max(len(options[text]) for text in request.options)
             self._check_length(len(request.prompt_ids), longest, "the longest option")
             self._check_adapter(request.adapter)
-            rows.append(pack(request.prompt_ids, [spelled[text] for text in request.options], end))
-        most_kept = max((len(row.kept) for row in rows), default=1)
-        most_rows = max(1, SCORED_LOGITS // (most_kept * self._vocabulary))
-        scores: dict[int, tuple[float, ...]] = {}
-        for batch in by_length(range(len(rows)), lambda i: len(rows[i].ids), most_rows, SCORED_TOKENS):
-            batch.sort(key=lambda i: requests[i].adapter)
-            with self._bank.rows([self._slot(requests[i].adapter) for i in batch]):
-                scores |= zip(batch, self._runner.options([rows[i] for i in batch]), strict=True)
-            for i in batch:
-                if not all(map(math.isfinite, scores[i])):
-                    raise _not_finite(requests[i].adapter)
-            if on_progress:
-                on_progress(len(scores), len(rows), "score")
-        return [scores[i] for i in range(len(rows))]
+        return score_options(requests, options, self._tokenizer.eos_token_id, self._runner, self._bank, on_progress)
 
     # ---- how
 
@@ -353,9 +330,3 @@ def _score_prompts(chunks: Sequence[Chunk], logits: Tensor) -> None:
         if following:
             alternatives = [request.logprobs or 0] * len(following)
             chunk.active.prompt_logprobs += token_logprobs(scores[:len(following)], following, alternatives)
-
-
-def _not_finite(adapter: str) -> AdapterError:
-    who = f"Adapter {adapter!r}" if adapter else "The base model"
-    return AdapterError(f"{who} gives scores that are not finite numbers. Load the base in float32 or bfloat16; "
-                        "if that does not help, train the adapter again.")

@@ -75,6 +75,7 @@ class ModelRunner:
     def __init__(self, model: PreTrainedModel, rows: int, context: int) -> None:
         check_model(model)
         self.model = model
+        self.vocabulary = model.config.get_text_config(decoder=True).vocab_size
         self.cache = SlotCache(rows, context, model.device)
 
     def prefill(self, tokens: Sequence[Sequence[int]], starts: Sequence[int], first_row: int, every: bool = False) -> Tensor:

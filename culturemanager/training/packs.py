@@ -14,7 +14,7 @@ from culturemanager.errors import TrainingError
 from culturemanager.sections.model import TrainingConfig
 from culturemanager.training.pack_folder import CURVES, PROGRESS, RESULT, Tokenise, is_prepared, prepare, texts
 from culturemanager.training.plan import AdapterPlan
-from culturemanager.training.worker import run_pack
+from culturemanager.training.worker import read_job, run_pack
 
 ProgressReport = Callable[..., None]
 """Called with steps done, steps in all, a word for what, and the state of every adapter (`telemetry.AdapterState` as dicts)."""
@@ -32,7 +32,8 @@ def train_packs(project: Project, packs: dict[Path, Sequence[AdapterPlan]], work
         workers: of each pack.
 
     Raises:
-        TrainingError: a worker group failed more often than `training.max_failures` allows; the other packs are trained.
+        TrainingError: an adapter has no rows; or a worker group failed more often than `training.max_failures` allows, while
+            the other packs were trained to the end.
         KeyboardInterrupt: Ctrl-C; the next call goes on from the newest checkpoints.
     """
     import ray
@@ -41,6 +42,8 @@ def train_packs(project: Project, packs: dict[Path, Sequence[AdapterPlan]], work
     for folder, plans in waiting.items():
         if not is_prepared(folder):
             prepare(folder, plans, _tokenised(plans, project))
+        for plan in plans:
+            read_job(folder, plan, project.training)  # what is wrong with the rows shows here, and not in every worker
     # Ray Train takes Ctrl-C over and would keep it, so each pack has a process for that.
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(fit_pack)

@@ -50,7 +50,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     model, tokenizer = load_base_model(base_path, dtype, "cpu" if config.zero_stage == 3 else device)
     plans = read_plans(folder)
     targets = adapted_layers(model, config)
-    jobs = [make_job(plan, *(read_rows(folder, plan.name, split) for split in SPLITS), config) for plan in plans]
+    jobs = [read_job(folder, plan, config) for plan in plans]
     bank = AdapterBank(model, slots=_pack_size(folder, model, jobs, targets, config, rank, device), max_rank=config.rank,
                        targets=targets)
     if config.activation_checkpointing:
@@ -85,6 +85,11 @@ def adapted_layers(model: PreTrainedModel, config: TrainingConfig) -> list[str] 
     from culturemanager.adapters.targets import on_last_layers
 
     return on_last_layers(model, config.last_layers) if config.last_layers else None
+
+
+def read_job(folder: Path, plan: AdapterPlan, config: TrainingConfig) -> AdapterJob:
+    """`make_job` with the rows that lie in the pack's folder."""
+    return make_job(plan, *(read_rows(folder, plan.name, split) for split in SPLITS), config)
 
 
 def make_job(plan: AdapterPlan, train: Sequence[TokenRow], validation: Sequence[TokenRow], config: TrainingConfig) -> AdapterJob:

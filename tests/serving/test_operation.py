@@ -189,3 +189,19 @@ def test_metrics_are_told_by_culture(http: httpx2.Client) -> None:
                  "culturemanager_first_token_seconds_count", "culturemanager_served_tokens_total",
                  "culturemanager_router_confidence_sum"):
         assert any(line.startswith(name) and 'culture="turkey"' in line for line in text.splitlines()), name
+
+
+def test_tokens_that_an_earlier_prompt_began_with_are_told(http: httpx2.Client) -> None:
+    text = f"{CUED} " + "The evening was long, the tea was hot and everybody at the table was kind to us. " * 4
+    first = ask(http, text, model="turkey").json()["usage"]
+    again = ask(http, text, model="turkey").json()["usage"]
+    elsewhere = ask(http, text, model="germany").json()["usage"]
+    assert first["prompt_tokens"] == again["prompt_tokens"] > 64
+    assert again["prompt_tokens_details"]["cached_tokens"] >= 64
+    assert first["prompt_tokens_details"]["cached_tokens"] == elsewhere["prompt_tokens_details"]["cached_tokens"]
+    assert first["prompt_tokens_details"]["cached_tokens"] < 32
+    streamed = ask(http, text, model="turkey", stream=True, stream_options={"include_usage": True}).text.split("\n\n")
+    assert json.loads(streamed[-3].removeprefix("data: "))["usage"] == again
+    counted = [line for line in http.get("/metrics").text.splitlines() if line.startswith("culturemanager_served_tokens_total")]
+    (cached,) = [line for line in counted if 'culture="turkey"' in line and 'kind="cached"' in line]
+    assert float(cached.rpartition(" ")[2]) >= 128
