@@ -118,6 +118,7 @@ def compare(model: str, regime: Regime, adapters: int, repeats: int) -> dict[str
             "speedup_vs_sequential": round(seconds["sequential"] / seconds["packed"], 2),
             "max_abs_loss_difference": max((losses[way] - losses["packed"]).abs().max().item() for way in WAYS),
             "peak_rss_mb": {way: round(max(run["peak_rss_mb"] for run in runs)) for way, runs in found.items()},
+            "grown_mb": found["packed"][0]["grown_mb"], "planned_mb": found["packed"][0]["planned_mb"],
             "linear_flops": found["packed"][0]["linear_flops"]}
 
 
