@@ -120,6 +120,7 @@ def test_a_whole_prompt_that_is_held_still_gets_its_first_token(llama):
     assert len(prompt) == 2 * BLOCK
     first, again = (engine.generate([GenerationRequest(prompt, "mexico", NEW)])[0] for _ in range(2))
     assert first == again and engine.reused_tokens == BLOCK
+    assert (first.reused_tokens, again.reused_tokens) == (0, BLOCK)
 
 
 def test_an_adapter_put_in_anew_under_its_name_never_meets_what_the_old_one_left(llama):

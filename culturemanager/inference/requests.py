@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from culturemanager.errors import RequestError
@@ -66,8 +66,8 @@ class Generation:
     """What the model chose, without the end token; those that spell a stop string are included."""
     finish_reason: FinishReason
     prompt_tokens: int
-    reused_tokens: int = 0
-    """Of the prompt's, those that were not computed, because an earlier prompt began with them."""
+    reused_tokens: int = field(default=0, compare=False)
+    """Of the prompt's, those that were not computed, because an earlier prompt began with them; the answer is the same."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each of `token_ids`, if the request asked."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
