@@ -44,20 +44,18 @@ def train_packs(project: Project, packs: dict[Path, Sequence[AdapterPlan]], work
             prepare(folder, plans, _tokenised(plans, project))
         for plan in plans:
             read_job(folder, plan, project.training)  # what is wrong with the rows shows here, and not in every worker
-    # Ray Train takes Ctrl-C over and would keep it, so each pack has a process for that.
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(fit_pack)
-    use_gpu = _uses_gpus(project.training)
-    settings = {"config": project.training.model_dump(), "base_path": project.base_path, "dtype": project.base.dtype}
-    fitting = [fit.remote(train_loop_per_worker, settings | {"folder": str(folder)}, workers, use_gpu) for folder in waiting]
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(PackFitter)
+    fitters = [actor.remote(str(folder), project, _uses_gpus(project.training), workers) for folder in waiting]
     try:
         with _Watch([folder / PROGRESS for folder in waiting], progress):
-            failures = [reason for reason in ray.get(fitting) if reason]
-    except ray.exceptions.RayError as error:
-        raise _failed(str(error)) from error
-    finally:
-        for one in fitting:
-            ray.cancel(one, force=True)  # nothing happens to one that has ended; the workers of another end with it
+            failures = list(filter(None, ray.get([fitter.fit.remote(train_loop_per_worker) for fitter in fitters])))
+    except BaseException as error:
+        for fitter in fitters:
+            ray.kill(fitter)  # its workers end with it
+        if isinstance(error, ray.exceptions.RayError):
+            raise _failed(str(error)) from error
+        raise
     if failures:
         raise _failed(failures[0])
 
@@ -87,27 +85,38 @@ def _uses_gpus(config: TrainingConfig) -> bool:
     return config.use_gpu == "yes" or (config.use_gpu == "auto" and ray.cluster_resources().get("GPU", 0) >= config.workers)
 
 
-def fit_pack(loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], workers: int, use_gpu: bool) -> str:
-    """Train one pack with a worker group of its own; what went wrong, or nothing."""
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+class PackFitter:
+    """Ray actor: fits one pack with a worker group of its own.
 
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    folder, config = Path(settings["folder"]), TrainingConfig(**settings["config"])
-    trainer = TorchTrainer(
-        loop,
-        train_loop_config=settings,
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu,
-                                               resources_per_worker={"CPU": config.cpus_per_worker, "GPU": int(use_gpu)}),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        run_config=ray.train.RunConfig(name=folder.name, storage_path=str(folder.parent / "ray"),
-                                       failure_config=ray.train.FailureConfig(max_failures=config.max_failures)),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        return str(error)
-    return ""
+    Ray Train takes Ctrl-C over in the process that fits, and keeps it; so it gets one for that.
+    """
+
+    def __init__(self, folder: str, project: Project, use_gpu: bool, workers: int) -> None:
+        self._folder, self._project = Path(folder), project
+        self._use_gpu, self._workers = use_gpu, workers
+
+    def fit(self, loop: Callable[[dict[str, Any]], None]) -> str:
+        """Train to the end, every worker running `loop`; what went wrong, or nothing."""
+        import ray.train
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        config, base = self._project.training, self._project.base
+        trainer = TorchTrainer(
+            loop,
+            train_loop_config={"folder": str(self._folder), "config": config.model_dump(), "dtype": base.dtype,
+                               "base_path": self._project.base_path},
+            scaling_config=ray.train.ScalingConfig(num_workers=self._workers, use_gpu=self._use_gpu, resources_per_worker={
+                "CPU": config.cpus_per_worker, "GPU": int(self._use_gpu)}),
+            torch_config=TorchConfig(backend="nccl" if self._use_gpu else "gloo"),
+            run_config=ray.train.RunConfig(name=self._folder.name, storage_path=str(self._folder.parent / "ray"),
+                                           failure_config=ray.train.FailureConfig(max_failures=config.max_failures)),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            return str(error)
+        return ""
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:
