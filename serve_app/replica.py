@@ -32,7 +32,11 @@ class Replica:
     """
 
     def __init__(self, path: str, overrides: Sequence[str] = ()) -> None:
+        import torch
+
         project = config.load(path, overrides)
+        threads = project.serving.threads_per_replica or ((os.cpu_count() or 1) - 1) // project.serving.replicas
+        torch.set_num_threads(max(1, threads))  # Ray would leave it as many as it reserved CPUs, at least one
         registry = artifacts.registry(project)
         cultures = {culture.id for culture in artifacts.cultures(project)}
         promoted = {culture: version for culture, version in registry.aliases().items() if culture in cultures}

@@ -16,8 +16,9 @@ from serve_app.sources import TrainingSources
 from serve_app.versions import ServingVersions
 
 AUTO = "auto"
-ATTEMPTS = 3
-"""Replicas tried for a request whose replica dies before the first token."""
+ATTEMPTS = 10
+"""Replicas tried for a request whose replica dies before the first token. Long requests may meet several deaths; the number is
+bounded, since a request may be what replicas die of."""
 
 Decision = tuple[list[str], Route]
 """Adapter versions that may answer, the first choice first (empty: the bare base), and why."""

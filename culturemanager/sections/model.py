@@ -165,5 +165,7 @@ class ServingConfig(Section):
     """Adapter versions a replica holds beside the serving one of every culture, for pins and canaries."""
     cpus_per_replica: float = Field(default=0.5, ge=0)
     """CPUs reserved for a replica."""
+    threads_per_replica: int = Field(default=0, ge=0)
+    """torch threads in a replica; 0 leaves one core to the router and HTTP, and shares the others out among `replicas`."""
     upstream: UpstreamConfig | None = None
     """A server that generates in place of our own engine. Replicas then only forward to it, with no model and 0.1 CPUs."""
