@@ -19,6 +19,14 @@ DEFAULT_NEW_TOKENS = 256
 """For a chat request that does not say how long its answer may be."""
 
 
+def cores_of_the_node() -> int:
+    """As Ray counts them, which in a container heeds the limit of the container."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return int(next(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["NodeID"] == here))
+
+
 class Replica:
     """Answers requests with the adapter each one names.
 
@@ -35,7 +43,7 @@ class Replica:
         import torch
 
         project = config.load(path, overrides)
-        threads = project.serving.threads_per_replica or ((os.cpu_count() or 1) - 1) // project.serving.replicas
+        threads = project.serving.threads_per_replica or (cores_of_the_node() - 1) // project.serving.replicas
         torch.set_num_threads(max(1, threads))  # Ray would leave it as many as it reserved CPUs, at least one
         registry = artifacts.registry(project)
         cultures = {culture.id for culture in artifacts.cultures(project)}

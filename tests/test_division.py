@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from culturemanager.sections.model import TrainingConfig
-from culturemanager.training.division import Work, divide
+from culturemanager.training.division import Division, Work
+from culturemanager.training.division import divide as divisions
+
+
+def divide(some: list[Work], config: TrainingConfig) -> Division:
+    """The division that comes first."""
+    return divisions(some, config)[0]
 
 
 def works(*rows: int, batch_size: int = 4, characters: int = 200) -> list[Work]:

@@ -115,5 +115,8 @@ def test_reserved_memory_is_taken_when_it_is_written():
     held = reserved((64, 1024, 1024), torch.zeros(1, dtype=torch.bfloat16))
     assert held.shape == (64, 1024, 1024) and held.dtype == torch.bfloat16 and not held[3, :10].any()
     assert process.memory_info().rss - before < 2**25 < held.nbytes
+    held[:, 0] = 1  # the first column of each row: what serving writes first
+    assert process.memory_info().rss - before < 2**25 and held[:, 0].all()
+    held[:, 0] = 0
     held[:16] = 1
     assert held[:16].all() and not held[16:].any()

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from culturemanager import config
 from culturemanager.adapters.registry import AdapterRegistry
 from culturemanager.config import Project
+from culturemanager.errors import TrainingError
 from culturemanager.records import Example, to_rows
 from culturemanager.storage import Workspace
 from culturemanager.training import trainer
@@ -97,6 +98,23 @@ def test_two_workers_train_publish_and_end_as_one_process_does(folder, tmp_path,
     curves = json.loads(Path(project.workspace_url, "training", "curves.json").read_text())
     assert curves["turkey"]["loss"][-1] < curves["turkey"]["loss"][0]
     assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-3)
+
+
+def test_when_every_adapter_fails_training_says_so_and_publishes_none(folder, tmp_path, ray_cluster):
+    project = make_project(tmp_path, folder, "training.learning_rate=1e30")
+    with pytest.raises(TrainingError, match=r"every adapter failed: turkey: the loss was .*greece: .*learning_rate"):
+        trainer.train(project)
+    assert AdapterRegistry(Path(project.workspace_url, "adapters")).versions() == []
+
+
+def test_packs_that_were_begun_are_gone_on_with_by_another_number_of_workers(folder, tmp_path):
+    project, more = (make_project(tmp_path, folder, f"training.workers={workers}") for workers in (1, 2))
+    plans = trainer.plans_of(project, (), (), str(folder), None)
+    (begun,), one = trainer.divided(plans, project)
+    packs, _ = trainer.divided(plans, more)
+    assert one == 1 and len(packs) == 2
+    begun.mkdir(parents=True)
+    assert [list(packs) for packs, _ in (trainer.divided(plans, project), trainer.divided(plans, more))] == [[begun], [begun]]
 
 
 def test_a_killed_worker_is_replaced_and_ends_with_the_same_weights(folder, tmp_path, ray_cluster):

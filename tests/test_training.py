@@ -216,6 +216,16 @@ def test_a_diverging_adapter_stops_alone(folder):
         assert_same_adapter(trainer, healthy, name, 1e-4)
 
 
+def test_when_every_adapter_fails_training_ends_and_says_why(folder):
+    model, tokenizer = load_base_model(folder)
+    bank = AdapterBank(model, slots=1, max_rank=4)
+    trainer = PackTrainer(bank, make_jobs(tokenizer)[:1], PlainEngine, tokenizer.pad_token_id)
+    with torch.no_grad():
+        bank.parameters()[0][1] = float("nan")
+    trainer.run()
+    assert re.fullmatch(r"the loss was nan at step 1, on its rows .+", trainer.progress["adapter0"].stopped)
+
+
 def test_adapters_on_the_last_layers_only(folder, tmp_path):
     plan = AdapterPlan("turkey", tuple(pairs(6, 1)), (), seed=0, batch_size=3, epochs=1, digest="")
     prepared(tmp_path, [plan], folder)

@@ -8,10 +8,10 @@ memory is reserved (as zero pages) when the first pass shows the model's sizes, 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -39,12 +39,15 @@ class Extend:
 def reserved(size: Sequence[int], like: Tensor) -> Tensor:
     """Zeros of a tensor's type and device. On CPUs they take memory only once something is written there.
 
-    torch writes its zeros at once; numpy asks the system for pages that are zero when they are first touched.
+    torch writes its zeros at once; the system's own pages are zero when they are first touched. Small ones: a huge page
+    would take two megabytes for a row's first token, in every head (numpy asks for those).
     """
     if like.device.type != "cpu":
         return like.new_zeros(size)
-    held = np.zeros(math.prod(size) * like.element_size(), np.uint8)
-    return torch.from_numpy(held).view(like.dtype).view(*size)
+    pages = mmap.mmap(-1, math.prod(size) * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=like.dtype).view(*size)
 
 
 class SlotLayer(CacheLayerMixin):

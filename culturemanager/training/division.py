@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from culturemanager.sections.model import TrainingConfig
+from culturemanager.training.rows import PASS_TOKENS
 
-PASS_CHARACTERS = 800
-"""What a forward and backward pass costs beside its tokens, in characters of rows: many small calls."""
-EXCHANGE_CHARACTERS = 800
-"""What it costs to add up the gradients of several workers in each step, likewise."""
+PASS_CHARACTERS = 4 * PASS_TOKENS
+"""What a forward and backward pass costs beside its tokens, in characters of rows, about four to a token."""
+EXCHANGE_CHARACTERS = PASS_CHARACTERS
+"""What it costs to add up the gradients of several workers in each step, likewise: a guess, not measured."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,18 @@ class Division:
     """Of the slowest worker, in characters."""
 
 
-def divide(works: Sequence[Work], config: TrainingConfig) -> Division:
-    """The division that is estimated to be done first; the one with the fewest packs of several that are.
+def divide(works: Sequence[Work], config: TrainingConfig) -> list[Division]:
+    """The divisions there are, the one that is estimated to be done first in front; of equals that with fewer packs.
 
-    With ZeRO 3 it is one pack, for its workers hold one base together.
+    With ZeRO 3 there is one pack, for its workers hold one base together.
 
     Args:
         config: `workers`, and `packs` where that is not 0.
     """
     if config.packs or config.zero_stage == 3:
-        return _into(works, config.packs or 1, config.workers)
+        return [_into(works, config.packs or 1, config.workers)]
     divisors = [number for number in range(1, config.workers + 1) if config.workers % number == 0 and number <= len(works)]
-    return min((_into(works, number, config.workers) for number in divisors), key=lambda division: division.cost)
+    return sorted((_into(works, number, config.workers) for number in divisors), key=lambda division: division.cost)
 
 
 def _into(works: Sequence[Work], packs: int, workers: int) -> Division:

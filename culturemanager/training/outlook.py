@@ -79,11 +79,11 @@ def outlook(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (
     missing = [plan for plan in plans if known[plan.name] is None]
     if not missing:
         return Outlook(adapters, (), config.workers, free, 0.0)
-    division = divided(missing, project)
+    parts, workers = divided(missing, project)
     targets = adapted_layers(model, config)
-    packs = tuple(plan_pack(model, [jobs[name] for name in names], targets, free, config) for names in division.packs)
-    operations = max(pack.operations for pack in packs) / division.workers
-    return Outlook(adapters, packs, division.workers, free, operations / (PRODUCT_SHARE * _products_per_second(model)))
+    packs = tuple(plan_pack(model, [jobs[plan.name] for plan in part], targets, free, config) for part in parts.values())
+    operations = max(pack.operations for pack in packs) / workers
+    return Outlook(adapters, packs, workers, free, operations / (PRODUCT_SHARE * _products_per_second(model)))
 
 
 def _products_per_second(model: PreTrainedModel) -> float:

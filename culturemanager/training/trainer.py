@@ -16,7 +16,7 @@ from culturemanager.cultures import resolve_cultures
 from culturemanager.errors import ConfigError, TrainingError
 from culturemanager.records import AdapterVersion, Example
 from culturemanager.storage import Workspace, fingerprint, write_json
-from culturemanager.training.division import Division, Work, divide
+from culturemanager.training.division import Work, divide
 from culturemanager.training.pack_folder import CURVES, RESULT, read_rows
 from culturemanager.training.packs import ProgressReport, train_packs
 from culturemanager.training.plan import AdapterPlan, Retrieve, plan_adapters
@@ -51,10 +51,8 @@ def train(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (),
     plans = plans_of(project, only, extra, base, retrieve)
     missing = [plan for plan in plans if registry.latest_with_digest(plan.name, plan.digest) is None]
     if missing:
-        division = divided(missing, project)
-        parts = [[plan for plan in missing if plan.name in names] for names in division.packs]
-        packs = {_folder(workspace, plans): plans for plans in parts}
-        train_packs(project, packs, division.workers, progress)
+        packs, workers = divided(missing, project)
+        train_packs(project, packs, workers, progress)
         _publish(registry, project, packs, base)
     versions = [registry.latest_with_digest(plan.name, plan.digest) for plan in plans]
     trained = {plan.name for plan in missing}
@@ -73,14 +71,20 @@ def plans_of(project: Project, only: Sequence[str], extra: Sequence[str], base: 
     return plan_adapters(names, examples, cultures, project.training, project.seed, fingerprint(base), retrieve)
 
 
-def divided(plans: Sequence[AdapterPlan], project: Project) -> Division:
-    """Which of these adapters train together."""
-    return divide([Work(plan.name, len(plan.train), sum(len(prompt) + len(completion) for prompt, completion in plan.train),
-                        plan.batch_size, plan.epochs) for plan in plans], project.training)
+def divided(plans: Sequence[AdapterPlan], project: Project) -> tuple[dict[Path, list[AdapterPlan]], int]:
+    """Which of these adapters train together: each pack's plans by its folder, and the workers of each pack.
 
-
-def _folder(workspace: Workspace, plans: Sequence[AdapterPlan]) -> Path:
-    return workspace.local_path("training") / fingerprint(*sorted(plan.digest for plan in plans))[:16]
+    Packs that have been begun are gone on with, also where another division would be done sooner by now.
+    """
+    training = Workspace(project.workspace_url).local_path("training")
+    works = [Work(plan.name, len(plan.train), sum(len(prompt) + len(completion) for prompt, completion in plan.train),
+                  plan.batch_size, plan.epochs) for plan in plans]
+    found = []
+    for division in divide(works, project.training):
+        parts = [[plan for plan in plans if plan.name in names] for names in division.packs]
+        packs = {training / fingerprint(*sorted(plan.digest for plan in part))[:16]: part for part in parts}
+        found.append((packs, division.workers))
+    return next((one for one in found if all(folder.exists() for folder in one[0])), found[0])
 
 
 def _chosen(only: Sequence[str], cultures: Sequence[str]) -> list[str]:
@@ -100,9 +104,11 @@ def _publish(registry: AdapterRegistry, project: Project, packs: Mapping[Path, S
     for folder, plans in packs.items():
         failed |= _publish_pack(registry, project, plans, folder, base)
     if failed:
-        raise TrainingError(f"{len(failed)} adapters failed: "
+        every = len(failed) == sum(map(len, packs.values()))
+        raise TrainingError(f"{'every adapter' if every else f'{len(failed)} adapters'} failed: "
                             + "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-                            + ". The others are published. Look at the rows, or lower `training.learning_rate`.")
+                            + (". " if every else ". The others are published. ")
+                            + "Look at the rows, or lower `training.learning_rate`.")
 
 
 def _publish_pack(registry: AdapterRegistry, project: Project, plans: Sequence[AdapterPlan], folder: Path,
