@@ -37,7 +37,7 @@ RESAMPLES = 2000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--project", default="examples/etiquette.yaml", help="project file (default: %(default)s)")
+    parser.add_argument("--project", default="benchmarks/evidence.yaml", help="project file (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 (default: %(default)s)")
     parser.add_argument("--workspace", default="runs/evidence", help="where the runs go (default: %(default)s)")
     parser.add_argument("--json", type=Path, required=True, help="file for the figures; it has the shape of scores.json")
