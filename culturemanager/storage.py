@@ -26,10 +26,13 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from culturemanager.errors import CorruptFileError, IncompleteStageError, StorageError
 
+ROWS_AT_ONCE = 1000
+"""Rows that `iter_rows` makes objects of together."""
 MANIFEST = "manifest.json"
 
 
@@ -196,6 +199,14 @@ class StageDirectory:
     def read_rows(self, name: str = "data.parquet") -> list[dict[str, Any]]:
         """`read_table` as a list of rows."""
         return self.read_table(name).to_pylist()
+
+    def iter_rows(self, name: str = "data.parquet", **equal: str) -> Iterator[dict[str, Any]]:
+        """`read_rows` with few of them in memory at once, and of these only the ones whose columns have the given values."""
+        file = pq.ParquetFile(pa.BufferReader(self.read_bytes(name)))
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+            for column, value in equal.items():
+                batch = batch.filter(pc.equal(batch.column(column), value))
+            yield from batch.to_pylist()
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the finished stage, checked."""

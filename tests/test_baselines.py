@@ -87,8 +87,9 @@ def test_required_adapters_are_names_that_training_can_plan():
     from culturemanager.training.plan import plan_adapters
 
     names = required_adapters(list(SYSTEMS), [culture.id for culture in WORLD.cultures])
-    plans = plan_adapters(names, examples(WORLD.cultures), WORLD.cultures, TrainingConfig(), 0, "base",
-                          lambda rows: [["A passage."] for _ in rows])
+    rows = examples(WORLD.cultures)
+    plans = plan_adapters(names, lambda culture: (row for row in rows if culture in ("", row.culture)), WORLD.cultures,
+                          TrainingConfig(), 0, "base", lambda asked: [["A passage."] for _ in asked])
     assert [plan.name for plan in plans] == names
 
 

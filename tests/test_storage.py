@@ -54,6 +54,15 @@ def test_finished_stage_gives_back_what_was_written(stage: StageDirectory) -> No
         assert pa.parquet.read_table(path).num_rows == 2
 
 
+def test_rows_come_one_after_another_and_only_those_asked_for(stage: StageDirectory) -> None:
+    rows = [{"number": n, "culture": ("turkey", "greece")[n % 2]} for n in range(2500)]
+    with stage.writing("a") as draft:
+        draft.write_rows(rows)
+    assert list(stage.iter_rows()) == stage.read_rows() == rows
+    assert list(stage.iter_rows(culture="greece")) == rows[1::2]
+    assert list(stage.iter_rows(culture="brazil")) == []
+
+
 def test_stage_that_never_ran_says_what_to_run(stage: StageDirectory) -> None:
     assert not stage.is_complete()
     with pytest.raises(IncompleteStageError, match=r"'examples' is not complete.*culturemanager run"):

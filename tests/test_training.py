@@ -31,6 +31,7 @@ from culturemanager.training.pack_plan import MEMORY_SHARE, plan_pack
 from culturemanager.training.plan import AdapterPlan
 from culturemanager.training.recompute import recompute_layers
 from culturemanager.training.rows import TokenRow, collate, epoch_batches, tokenise
+from culturemanager.training.text_rows import TextRows
 from culturemanager.training.worker import run_pack
 from tests.tiny_model import WORDS, build_tiny_model
 
@@ -44,6 +45,11 @@ def pairs(count: int, seed: int) -> list[tuple[str, str]]:
     draw = random.Random(seed)
     return [(" ".join(draw.choices(WORDS, k=draw.randint(3, 9))), " ".join(draw.choices(WORDS, k=draw.randint(1, 4))))
             for _ in range(count)]
+
+
+def plan_of(name: str, train: Sequence[tuple[str, str]], validation: Sequence[tuple[str, str]] = (), **settings) -> AdapterPlan:
+    rows = {"train": TextRows(lambda: iter(train)), "validation": TextRows(lambda: iter(validation))}
+    return AdapterPlan(name, digest="", rows=rows, **settings)
 
 
 def prepared(pack: Path, plans: Sequence[AdapterPlan], model: Path) -> None:
@@ -181,7 +187,7 @@ def files_up_to(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_stops_the_run_and_the_checkpoint_before_is_gone_on_from(folder, tmp_path):
-    plan = AdapterPlan("turkey", tuple(pairs(20, 1)), (), seed=0, batch_size=2, epochs=2, digest="")
+    plan = plan_of("turkey", pairs(20, 1), seed=0, batch_size=2, epochs=2)
     for name in ("quiet", "full"):
         prepared(tmp_path / name, [plan], folder)
     config = TrainingConfig(rank=2, checkpoint_every=4, threads_per_worker=1)
@@ -227,7 +233,7 @@ def test_when_every_adapter_fails_training_ends_and_says_why(folder):
 
 
 def test_adapters_on_the_last_layers_only(folder, tmp_path):
-    plan = AdapterPlan("turkey", tuple(pairs(6, 1)), (), seed=0, batch_size=3, epochs=1, digest="")
+    plan = plan_of("turkey", pairs(6, 1), seed=0, batch_size=3, epochs=1)
     prepared(tmp_path, [plan], folder)
     run_pack(tmp_path, TrainingConfig(last_layers=1, rank=2), str(folder), "float32")
     adapted = {key.rpartition(".")[0] for key in load_file(tmp_path / "result" / "turkey.safetensors")}
@@ -344,7 +350,7 @@ def test_a_step_spread_over_passes_is_the_same_step(folder):
 
 
 def test_the_pack_s_size_is_kept_for_a_resumed_run(folder, tmp_path):
-    plans = [AdapterPlan(name, tuple(pairs(6, seed)), (), seed=seed, batch_size=3, epochs=1, digest="")
+    plans = [plan_of(name, pairs(6, seed), seed=seed, batch_size=3, epochs=1)
              for seed, name in enumerate(("turkey", "greece"))]
     prepared(tmp_path, plans, folder)
     run_pack(tmp_path, TrainingConfig(rank=2, pack_size=1), str(folder), "float32")
@@ -355,7 +361,7 @@ def test_the_pack_s_size_is_kept_for_a_resumed_run(folder, tmp_path):
 
 
 def test_training_is_seen_adapter_by_adapter(folder, tmp_path):
-    plans = [AdapterPlan(name, tuple(pairs(6, seed)), tuple(pairs(3, 9)), seed=seed, batch_size=3, epochs=2, digest="")
+    plans = [plan_of(name, pairs(6, seed), pairs(3, 9), seed=seed, batch_size=3, epochs=2)
              for seed, name in enumerate(("turkey", "greece"))]
     pack = tmp_path / "pack"
     prepared(pack, plans, folder)

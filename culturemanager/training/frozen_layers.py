@@ -87,10 +87,23 @@ class FrozenLayers:
                 halves = trunk_output(self._model, batch)
         return same(whole, halves)
 
-    def compute(self) -> None:
-        """Keep the states of all rows put in that are not kept yet; with a shared base all workers do so at the same time."""
-        while self._rows:
-            self._keep(*self._rows.popitem())
+    def compute(self, report: Callable[[int, int], None] | None = None) -> None:
+        """Keep the states of all rows put in that are not kept yet; with a shared base all workers do so at the same time.
+
+        Args:
+            report: told now and then how many rows are done, of how many.
+        """
+        if not self._rows:
+            return
+        ordered = {slot: sorted(set(rows), key=lambda row: (len(row.ids), row.ids)) for slot, rows in self._rows.items()}
+        self._rows = {}
+        done, total = 0, sum(map(len, ordered.values()))
+        for slot, rows in ordered.items():
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                self._keep(slot, rows[start:start + ROWS_AT_ONCE])
+                done += len(rows[start:start + ROWS_AT_ONCE])
+                if report:
+                    report(done, total)
 
     def fill(self, batch: Batch) -> Batch:
         """The batch with the states that a pass above the frozen layers begins from; they have been computed."""
@@ -102,13 +115,11 @@ class FrozenLayers:
 
     @torch.no_grad()
     def _keep(self, slot: int, rows: Sequence[TokenRow]) -> None:
-        order = sorted(set(rows), key=lambda row: (len(row.ids), row.ids))
-        for start in range(0, len(order), ROWS_AT_ONCE):
-            for batch in collate([(slot, row) for row in order[start:start + ROWS_AT_ONCE]], self._pad_id, self._capacity):
-                with self._precision():
-                    states = self._below_adapters(batch.to(self._model.device))
-                for place in batch.places:
-                    self._kept[slot, place.row] = states[place.sequence, place.start:place.start + len(place.row.ids)].clone()
+        for batch in collate([(slot, row) for row in rows], self._pad_id, self._capacity):
+            with self._precision():
+                states = self._below_adapters(batch.to(self._model.device))
+            for place in batch.places:
+                self._kept[slot, place.row] = states[place.sequence, place.start:place.start + len(place.row.ids)].clone()
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._model.device.type, self._products, enabled=self._products != torch.float32)

@@ -61,6 +61,7 @@ class PackTrainer:
         self._left: dict[str, dict[str, Tensor]] = {}
         """Weights of those that have stopped and made room."""
         self._frozen: FrozenLayers | None = None
+        self._report_frozen: Callable[[int, int], None] | None = None
         self._batches: dict[str, Iterator[list[TokenRow]]] = {}
         self._updates: dict[str, tuple[float, float]] = {}
         self.optimizer = PackedAdamW(bank.parameters(), bank.slots + 1)
@@ -133,8 +134,15 @@ class PackTrainer:
         """Adapters that train now: in a slot, and not stopped."""
         return [name for name, slot in sorted(self._slots.items(), key=lambda one: one[1]) if not self.progress[name].stopped]
 
-    def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Train until every adapter has stopped; `progress` says why each one has."""
+    def run(self, report: Callable[[dict[str, Any]], None] | None = None,
+            report_frozen: Callable[[int, int], None] | None = None) -> None:
+        """Train until every adapter has stopped; `progress` says why each one has.
+
+        Args:
+            report: told of every step.
+            report_frozen: told how many rows, of how many, have been through the layers below the adapters.
+        """
+        self._report_frozen = report_frozen
         started = time.monotonic()
         while self.active:
             losses = self.train_step()
@@ -181,7 +189,7 @@ class PackTrainer:
     def _backward(self, chosen: Mapping[str, Sequence[TokenRow]], tokens_per_slot: Tensor) -> Tensor:
         """Forward, backward and update; returns each slot's token mean."""
         if self._frozen:
-            self._frozen.compute()
+            self._frozen.compute(self._report_frozen)
         sums = torch.zeros(self.bank.slots + 1)
         for part in range(self._accumulate):
             mine = [(self._slots[name], row) for name, rows in chosen.items()

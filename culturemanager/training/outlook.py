@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from culturemanager.config import Project
 from culturemanager.storage import Workspace
+from culturemanager.training.pack_folder import Tokenise, prepare, texts
 from culturemanager.training.plan import Retrieve
 from culturemanager.training.trainer import divided, plans_of
-from culturemanager.training.worker import adapted_layers, make_job
+from culturemanager.training.worker import adapted_layers, read_job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,20 +60,24 @@ def outlook(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (
         IncompleteStageError: the examples are not there yet.
         TrainingError: not even one adapter fits into memory.
     """
+    with tempfile.TemporaryDirectory() as folder:  # the rows as token ids: files, for memory might not hold them
+        return _outlook(Path(folder), project, only, extra, retrieve)
+
+
+def _outlook(folder: Path, project: Project, only: Sequence[str], extra: Sequence[str], retrieve: Retrieve | None) -> Outlook:
     import torch
 
     from culturemanager.adapters.registry import AdapterRegistry
     from culturemanager.base_model import load_outline, resolve_base_model
     from culturemanager.training.pack_plan import memory_of_a_worker, plan_pack
-    from culturemanager.training.rows import tokenise
 
     config = project.training
     plans = plans_of(project, only, extra, resolve_base_model(project.base_path), retrieve)
     registry = AdapterRegistry(Workspace(project.workspace_url).local_path("adapters"))
-    model, tokenizer = load_outline(project.base_path)
+    model, _ = load_outline(project.base_path)
     model = model.to(getattr(torch, project.base.dtype))
-    jobs = {plan.name: make_job(plan, tokenise(tokenizer, plan.train, config.max_length)[0],
-                                tokenise(tokenizer, plan.validation, config.max_length)[0], config) for plan in plans}
+    prepare(folder, plans, map(Tokenise(project.base_path, config.max_length), texts(plans)))
+    jobs = {plan.name: read_job(folder, plan, config) for plan in plans}
     known = {plan.name: registry.latest_with_digest(plan.name, plan.digest) for plan in plans}
     adapters = tuple(AdapterOutlook(name, len(job.train), sum(len(row.ids) for row in job.train),
                                     max(len(row.ids) for row in job.train), job.total_steps,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from culturemanager.storage import write_json
-from culturemanager.training.plan import AdapterPlan
+from culturemanager.training.plan import SPLITS, AdapterPlan
 from culturemanager.training.token_files import SCHEMA, TokenRows, write_token_rows
 
 PLAN = "plan.json"
@@ -24,7 +23,6 @@ PROGRESS = "progress.json"
 RESULT = "result"
 CURVES = "curves.json"
 ROWS = "rows"
-SPLITS = ("train", "validation")
 TEXTS_AT_ONCE = 1000
 """Rows of one table."""
 
@@ -37,9 +35,8 @@ def texts(plans: Sequence[AdapterPlan]) -> Iterator[pa.Table]:
     """The rows of all adapters, as `Tokenise` takes them."""
     for plan in plans:
         for split in SPLITS:
-            rows = getattr(plan, split)
-            for start in range(0, len(rows), TEXTS_AT_ONCE):
-                part = rows[start:start + TEXTS_AT_ONCE]
+            rows = iter(plan.rows[split])
+            while part := list(islice(rows, TEXTS_AT_ONCE)):
                 yield pa.table({"file": [_file(plan.name, split)] * len(part), "prompt": [prompt for prompt, _ in part],
                                 "completion": [completion for _, completion in part]})
 
@@ -87,7 +84,7 @@ def prepare(folder: Path, plans: Sequence[AdapterPlan], tokenised: Iterable[pa.T
         if not (beside / file).exists():
             write_token_rows(beside / file, ())
     beside.rename(folder / ROWS)
-    write_json(folder / PLAN, [vars(dataclasses.replace(plan, train=(), validation=())) for plan in plans])
+    write_json(folder / PLAN, [{key: value for key, value in vars(plan).items() if key != "rows"} for plan in plans])
 
 
 def read_plans(folder: Path) -> list[AdapterPlan]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from culturemanager.config import Project
 from culturemanager.errors import TrainingError
@@ -16,11 +17,16 @@ from culturemanager.training.pack_folder import CURVES, PROGRESS, RESULT, Tokeni
 from culturemanager.training.plan import AdapterPlan
 from culturemanager.training.worker import read_job, run_pack
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 ProgressReport = Callable[..., None]
 """Called with steps done, steps in all, a word for what, and the state of every adapter (`telemetry.AdapterState` as dicts)."""
 TOKENISERS = 2
 """Ray Data actors that tokenise rows, at most."""
 TOKENISER_CPUS = 0.5
+TABLES_AT_ONCE = 100
+"""Tables of texts that are handed to Ray Data together: its object store holds no more of them."""
 
 
 def train_packs(project: Project, packs: dict[Path, Sequence[AdapterPlan]], workers: int,
@@ -65,18 +71,20 @@ def _failed(reason: str) -> TrainingError:
                          "Run the same command again: it goes on from the newest checkpoint.")
 
 
-def _tokenised(plans: Sequence[AdapterPlan], project: Project) -> Any:
+def _tokenised(plans: Sequence[AdapterPlan], project: Project) -> Iterator[pa.Table]:
     """The plans' rows as tables of token ids, in their order, one after another from Ray Data."""
     import ray.data
 
-    parts = list(texts(plans))
-    dataset = ray.data.from_arrow(parts)
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.enable_progress_bars = False
-    actors = ray.data.ActorPoolStrategy(size=min(TOKENISERS, len(parts)))
-    return dataset.map_batches(
-        Tokenise, fn_constructor_args=(project.base_path, project.training.max_length), batch_size=None, batch_format="pyarrow",
-        num_cpus=TOKENISER_CPUS, compute=actors).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    tables = texts(plans)
+    while parts := list(islice(tables, TABLES_AT_ONCE)):
+        dataset = ray.data.from_arrow(parts)
+        dataset.context.execution_options.preserve_order = True
+        dataset.context.enable_progress_bars = False
+        actors = ray.data.ActorPoolStrategy(size=min(TOKENISERS, len(parts)))
+        yield from dataset.map_batches(
+            Tokenise, fn_constructor_args=(project.base_path, project.training.max_length), batch_size=None,
+            batch_format="pyarrow", num_cpus=TOKENISER_CPUS, compute=actors,
+        ).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
 def _uses_gpus(config: TrainingConfig) -> bool:

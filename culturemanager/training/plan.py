@@ -7,22 +7,29 @@ statements instead of the task's format, and one per culture with passages in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 
 from culturemanager import prompts
 from culturemanager.errors import ConfigError
 from culturemanager.records import Culture, Example
 from culturemanager.sections.model import TrainingConfig
 from culturemanager.storage import fingerprint
+from culturemanager.training.text_rows import Pair, TextRows
 
+SPLITS = ("train", "validation")
 JOINT = "joint"
 JOINT_CULTURE_PROMPT = "joint_culture_prompt"
 AGNOSTIC = "agnostic_"
 RETRIEVAL = "retrieval_"
 JOINT_BATCH = 2
 """Rows a step of a joint adapter, as a multiple of a culture's: on validation rows it did better than 4."""
+RETRIEVED_AT_ONCE = 1000
+"""Examples whose passages are looked for together."""
 
+ReadExamples = Callable[[str], Iterator[Example]]
+"""The examples of a culture, or with an empty id those of all; read anew at each call, always in the same order."""
 Retrieve = Callable[[Sequence[Example]], list[list[str]]]
 """Passage texts for each example, as the evaluated system will see them."""
 
@@ -32,17 +39,16 @@ class AdapterPlan:
     """One adapter to train: its rows, its hyperparameters, and a digest of both."""
 
     name: str
-    train: tuple[tuple[str, str], ...]
-    """(prompt, completion) pairs."""
-    validation: tuple[tuple[str, str], ...]
     seed: int
     batch_size: int
     epochs: int
     digest: str
     """SHA-256 over everything that decides the trained weights."""
+    rows: Mapping[str, TextRows] = field(default_factory=dict)
+    """By split; a plan that was read from a pack's folder has none, they lie beside it as token ids."""
 
 
-def plan_adapters(names: Sequence[str], examples: Sequence[Example], cultures: Sequence[Culture], config: TrainingConfig,
+def plan_adapters(names: Sequence[str], read: ReadExamples, cultures: Sequence[Culture], config: TrainingConfig,
                   seed: int, base_digest: str, retrieve: Retrieve | None = None) -> list[AdapterPlan]:
     """The plan of each named adapter, in the order given.
 
@@ -52,48 +58,72 @@ def plan_adapters(names: Sequence[str], examples: Sequence[Example], cultures: S
     by_id = {culture.id: culture for culture in cultures}
     plans = []
     for name in names:
-        rows, batch_size = _rows(name, examples, by_id, config, retrieve)
-        train = tuple((prompt, completion) for prompt, completion, split in rows if split == "train")
-        validation = tuple((prompt, completion) for prompt, completion, split in rows if split == "validation")
-        if not train:
+        make, batch_size = _rows(name, read, by_id, config, retrieve)
+        rows = {split: TextRows(_of_split(make, split)) for split in SPLITS}
+        if not rows["train"]:
             raise ConfigError(f"adapter {name!r} has no training rows. Look at the drops of the `examples` stage, "
                               "and give the culture more pages.")
         own_seed = int(fingerprint(seed, name)[:8], 16)
-        digest = fingerprint(base_digest, config.model_dump(include=HYPERPARAMETERS), batch_size, own_seed, train, validation)
-        plans.append(AdapterPlan(name, train, validation, own_seed, batch_size, config.epochs, digest))
+        digest = fingerprint(base_digest, config.model_dump(include=HYPERPARAMETERS), batch_size, own_seed,
+                             *(rows[split].digest for split in SPLITS))
+        plans.append(AdapterPlan(name, own_seed, batch_size, config.epochs, digest, rows))
     return plans
 
 
 HYPERPARAMETERS = {"rank", "alpha", "dropout", "last_layers", "epochs", "learning_rate", "warmup_share", "weight_decay",
                    "clip_norm", "early_stop_patience", "max_length", "precision"}
 
+_Row = tuple[str, str, str]
+"""Prompt, completion, split."""
 
-def _rows(name: str, examples: Sequence[Example], cultures: dict[str, Culture], config: TrainingConfig,
-          retrieve: Retrieve | None) -> tuple[list[tuple[str, str, str]], int]:
+
+def _of_split(make: Callable[[], Iterator[_Row]], wanted: str) -> Callable[[], Iterator[Pair]]:
+    return lambda: ((prompt, completion) for prompt, completion, split in make() if split == wanted)
+
+
+def _rows(name: str, read: ReadExamples, cultures: Mapping[str, Culture], config: TrainingConfig,
+          retrieve: Retrieve | None) -> tuple[Callable[[], Iterator[_Row]], int]:
+    """What makes the adapter's rows, and how many of them a step has."""
     if name in cultures:
-        return [(e.prompt, e.completion, e.split) for e in examples if e.culture == name], config.batch_size
-    joint_batch = config.batch_size * JOINT_BATCH
+        return _plain(read, name), config.batch_size
     if name == JOINT:
-        return [(e.prompt, e.completion, e.split) for e in examples], joint_batch
+        return _plain(read, ""), config.batch_size * JOINT_BATCH
     if name == JOINT_CULTURE_PROMPT:
-        return [(prompts.with_culture(e.prompt, cultures[e.culture]), e.completion, e.split) for e in examples], joint_batch
-    for prefix, make in ((AGNOSTIC, _statements), (RETRIEVAL, _with_passages)):
+        return _naming_the_culture(read, cultures), config.batch_size * JOINT_BATCH
+    for prefix, rows in ((AGNOSTIC, _statements), (RETRIEVAL, _with_passages)):
         if name.startswith(prefix) and name.removeprefix(prefix) in cultures:
-            culture = cultures[name.removeprefix(prefix)]
-            return make([e for e in examples if e.culture == culture.id], culture, retrieve), config.batch_size
+            return rows(read, cultures[name.removeprefix(prefix)], retrieve), config.batch_size
     raise ConfigError(f"unknown adapter {name!r}; expected one of {', '.join(cultures)}, {JOINT}, {JOINT_CULTURE_PROMPT}, "
                       f"{AGNOSTIC}<culture> or {RETRIEVAL}<culture>.")
 
 
-def _statements(examples: Sequence[Example], culture: Culture, _: Retrieve | None) -> list[tuple[str, str, str]]:
+def _plain(read: ReadExamples, culture: str) -> Callable[[], Iterator[_Row]]:
+    return lambda: ((example.prompt, example.completion, example.split) for example in read(culture))
+
+
+def _naming_the_culture(read: ReadExamples, cultures: Mapping[str, Culture]) -> Callable[[], Iterator[_Row]]:
+    return lambda: ((prompts.with_culture(example.prompt, cultures[example.culture]), example.completion, example.split)
+                    for example in read(""))
+
+
+def _statements(read: ReadExamples, culture: Culture, _: Retrieve | None) -> Callable[[], Iterator[_Row]]:
     """The quotes behind the examples as plain statements: the same knowledge, not the task's format."""
-    quotes = dict.fromkeys((example.quote, example.split) for example in examples)
-    return [(f"Tell me something about customs in {culture.name}.", quote, split) for quote, split in quotes]
+    def make() -> Iterator[_Row]:
+        for quote, split in dict.fromkeys((example.quote, example.split) for example in read(culture.id)):
+            yield f"Tell me something about customs in {culture.name}.", quote, split
+
+    return make
 
 
-def _with_passages(examples: Sequence[Example], culture: Culture, retrieve: Retrieve | None) -> list[tuple[str, str, str]]:
+def _with_passages(read: ReadExamples, culture: Culture, retrieve: Retrieve | None) -> Callable[[], Iterator[_Row]]:
     if retrieve is None:
         raise ConfigError(f"adapter {RETRIEVAL}{culture.id} needs the passage index; run `culturemanager index` first.")
-    found = retrieve(examples)
-    return [(prompts.with_passages(prompts.with_culture(e.prompt, culture), texts), e.completion, e.split)
-            for e, texts in zip(examples, found, strict=True)]
+    examples, found = read(culture.id), []
+    while part := list(islice(examples, RETRIEVED_AT_ONCE)):
+        found += retrieve(part)  # texts that the retriever holds anyway
+
+    def make() -> Iterator[_Row]:
+        for example, texts in zip(read(culture.id), found, strict=True):
+            yield prompts.with_passages(prompts.with_culture(example.prompt, culture), texts), example.completion, example.split
+
+    return make

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,20 +59,34 @@ class Telemetry:
         for adapter in adapters:
             if adapter.name in state["losses"]:
                 self._write_curves(adapter)
-        if time.monotonic() - self._told_at < EVERY_SECONDS and state["active"]:
+        if state["active"] and not self._due():
             return
-        self._told_at = time.monotonic()
         losses = state["losses"].values()
         what = (f"{len(losses)} adapter{'s' * (len(losses) != 1)}, mean loss {sum(losses) / len(losses):.3f}, "
                 f"{state['tokens_per_second']:,.0f} tokens/s{self._trainer.origin and ', ' + self._trainer.origin}")
-        write_json(self._folder / PROGRESS, {"done": state["done"], "total": state["total"], "what": what,
-                                             "adapters": [asdict(adapter) for adapter in adapters]})
+        self._tell(state["done"], state["total"], what, adapters)
         for adapter in adapters:
             if adapter.name in state["losses"]:
                 metrics.gauge("culturemanager_adapter_loss", adapter.loss, adapter=adapter.name)
                 metrics.gauge("culturemanager_adapter_learning_rate", adapter.learning_rate, adapter=adapter.name)
                 metrics.gauge("culturemanager_adapter_gradient_norm", adapter.gradient_norm, adapter=adapter.name)
                 metrics.gauge("culturemanager_adapter_rows_per_second", adapter.rows_per_second, adapter=adapter.name)
+
+    def frozen(self, done: int, total: int) -> None:
+        """Take note of the rows that have been through the layers below the adapters."""
+        if done == total or self._due():
+            self._tell(done, total, "rows through the layers below the adapters", list(self._adapters()))
+
+    def _due(self) -> bool:
+        """Whether it is time to write again; counted from the last yes."""
+        due = time.monotonic() - self._told_at >= EVERY_SECONDS
+        if due:
+            self._told_at = time.monotonic()
+        return due
+
+    def _tell(self, done: int, total: int, what: str, adapters: Sequence[AdapterState]) -> None:
+        write_json(self._folder / PROGRESS, {"done": done, "total": total, "what": what,
+                                             "adapters": [asdict(adapter) for adapter in adapters]})
 
     def close(self) -> None:
         """Write what TensorBoard has not been given yet."""

@@ -7,7 +7,7 @@ training. The rows travel as files in the workspace, so a restarted worker reads
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +67,12 @@ def plans_of(project: Project, only: Sequence[str], extra: Sequence[str], base: 
     """The plans of all adapters asked for, trained before or not."""
     cultures = resolve_cultures(project.cultures)
     names = [*(_chosen(only, [culture.id for culture in cultures])), *extra]
-    examples = [Example.from_row(row) for row in Workspace(project.workspace_url).stage("examples").read_rows()]
-    return plan_adapters(names, examples, cultures, project.training, project.seed, fingerprint(base), retrieve)
+    stage = Workspace(project.workspace_url).stage("examples")
+
+    def read(culture: str) -> Iterator[Example]:
+        return map(Example.from_row, stage.iter_rows(**({"culture": culture} if culture else {})))
+
+    return plan_adapters(names, read, cultures, project.training, project.seed, fingerprint(base), retrieve)
 
 
 def divided(plans: Sequence[AdapterPlan], project: Project) -> tuple[dict[Path, list[AdapterPlan]], int]:
@@ -77,8 +81,8 @@ def divided(plans: Sequence[AdapterPlan], project: Project) -> tuple[dict[Path, 
     Packs that have been begun are gone on with, also where another division would be done sooner by now.
     """
     training = Workspace(project.workspace_url).local_path("training")
-    works = [Work(plan.name, len(plan.train), sum(len(prompt) + len(completion) for prompt, completion in plan.train),
-                  plan.batch_size, plan.epochs) for plan in plans]
+    works = [Work(plan.name, len(plan.rows["train"]), plan.rows["train"].characters, plan.batch_size, plan.epochs)
+             for plan in plans]
     found = []
     for division in divide(works, project.training):
         parts = [[plan for plan in plans if plan.name in names] for names in division.packs]
@@ -131,7 +135,7 @@ def _publish_pack(registry: AdapterRegistry, project: Project, plans: Sequence[A
             tensors = load_file(folder / RESULT / f"{plan.name}.safetensors")
             rows = len(read_rows(folder, plan.name, "train"))
             figures = {"loss": curve["losses"][-1], "validation_loss": (curve["validation_losses"] or [None])[-1],
-                       "steps": curve["step"], "rows": rows, "rows_too_long": len(plan.train) - rows}
+                       "steps": curve["step"], "rows": rows, "rows_too_long": len(plan.rows["train"]) - rows}
             registry.publish(plan.name, shape, tensors, base, targets, plan.digest, figures)
     _merge_curves(folder.parent / CURVES, curves)
     return failed

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from culturemanager.errors import TrainingError
 from culturemanager.sections.model import TrainingConfig
 from culturemanager.storage import write_json
-from culturemanager.training.pack_folder import CURVES, PACK, RESULT, SPLITS, read_plans, read_rows
-from culturemanager.training.plan import AdapterPlan
+from culturemanager.training.pack_folder import CURVES, PACK, RESULT, read_plans, read_rows
+from culturemanager.training.plan import SPLITS, AdapterPlan
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
         if report and (state["step"] % REPORT_EVERY == 0 or not state["active"]):
             report({"step": state["step"], "active": state["active"], "tokens_per_second": state["tokens_per_second"]})
 
-    trainer.run(on_step)
+    trainer.run(on_step, telemetry.frozen if telemetry else None)
     if telemetry:
         telemetry.close()
         metrics.count("culturemanager_tokens", trainer.tokens, kind="train")
