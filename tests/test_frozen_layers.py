@@ -47,6 +47,18 @@ def test_the_frozen_layers_see_an_adapter_s_rows_once(folder):
     assert len(below) == first and len(above) > 2 * first
 
 
+def test_the_rows_that_have_been_through_are_told_before_the_first_step(folder, monkeypatch):
+    monkeypatch.setattr(frozen_layers, "ROWS_AT_ONCE", 8)
+    trainer = build_trainer(folder)
+    told: list[object] = []
+    trainer.run(lambda state: told.append(state["step"]), lambda done, total: told.append((done, total)))
+    rows = sum(len({*job.train, *job.validation}) for job in trainer.jobs.values())
+    before = told[:told.index(1)]
+    assert [total for _, total in before] == [rows] * len(before) and len(before) > 4
+    assert [done for done, _ in before] == sorted(done for done, _ in before) and before[-1] == (rows, rows)
+    assert all(isinstance(one, int) for one in told[len(before):])
+
+
 def test_training_from_kept_states_ends_where_it_ends_without_them(folder, monkeypatch):
     kept = build_trainer(folder)
     assert kept._frozen is not None
