@@ -250,10 +250,12 @@ def over_http(path: str) -> dict[str, float]:
     engine, tokenizer, _ = artifacts.open_serving(project, [aliases[culture] for culture in cultures])
     alone = [GenerationRequest(tuple(chat_ids(tokenizer, text)), aliases[culture], NEW_TOKENS) for text, culture in asked]
     engine.generate(alone[:REQUESTS])
-    started = time.perf_counter()
-    tokens = sum(len(generation.token_ids) for generation in engine.generate(alone))
-    engine_rate = tokens / (time.perf_counter() - started)
+    engine_rate = tokens_per_second(engine, alone)
     single = statistics.median(timed(lambda _, one=one: engine.generate([one]), 0) for one in alone[:20])
+    every_core = torch.get_num_threads()
+    torch.set_num_threads(max(1, every_core - 1))  # as many as a replica takes
+    replica_rate = tokens_per_second(engine, alone)
+    torch.set_num_threads(every_core)
     with endpoint(path) as client, ThreadPoolExecutor(CLIENTS) as pool:
         list(pool.map(lambda pair: chat(client, *pair), asked[:REQUESTS]))
         one_by_one = statistics.median(chat(client, *pair)[0] for pair in asked[:20])
@@ -264,7 +266,15 @@ def over_http(path: str) -> dict[str, float]:
     seconds = sorted(seconds for seconds, _ in answers)
     return {"p50_ms": round(1000 * seconds[len(seconds) // 2], 1), "p95_ms": round(1000 * seconds[int(len(seconds) * 0.95)], 1),
             "p99_ms": round(1000 * seconds[int(len(seconds) * 0.99)], 1), "time_to_first_token_ms": round(1000 * first, 1),
-            "throughput_ratio": round(rate / engine_rate, 3), "overhead_ms_p50": round(1000 * (one_by_one - single), 1)}
+            "throughput_ratio": round(rate / engine_rate, 3),
+            "throughput_ratio_same_threads": round(rate / replica_rate, 3),
+            "overhead_ms_p50": round(1000 * (one_by_one - single), 1)}
+
+
+def tokens_per_second(engine: Engine, asked: Sequence[GenerationRequest]) -> float:
+    started = time.perf_counter()
+    tokens = sum(len(generation.token_ids) for generation in engine.generate(asked))
+    return tokens / (time.perf_counter() - started)
 
 
 @contextlib.contextmanager
