@@ -31,8 +31,9 @@ class Replica:
     """Answers requests with the adapter each one names.
 
     A request is a dict: ``messages`` or ``prompt`` (a text or token ids), ``adapter`` (a version's name, or empty for
-    the bare base), ``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``, ``seed``, ``stop``, ``logprobs``, ``echo``
-    and ``guided_choice``. What comes back is a piece as `serve_app.responses` describes it.
+    the bare base), ``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``, ``seed``, ``stop``, ``logprobs``, ``echo``,
+    ``guided_choice`` and ``asked_at`` (seconds since the epoch: the order in which waiting requests are let in). What comes
+    back is a piece as `serve_app.responses` describes it.
 
     Args:
         path: the project file.
@@ -134,7 +135,7 @@ class Replica:
         sampling = Sampling(request["temperature"], request["top_p"], request["top_k"], request["seed"])
         asked = GenerationRequest(
             tuple(ids), request["adapter"], most, sampling, tuple(request["stop"]), logprobs=request["logprobs"],
-            prompt_logprobs=request["echo"] and request["logprobs"] is not None)
+            prompt_logprobs=request["echo"] and request["logprobs"] is not None, asked_at=request["asked_at"])
         return asked, await self._loader(asked.adapter)
 
     async def _loader(self, adapter: str) -> Callable[[], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -112,8 +113,10 @@ class CultureRouter:
     async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Route, and return the whole answer: ``route``, ``adapter`` and what `Replica.complete` gives, or a refusal.
 
-        A replica that dies is replaced by another, since nothing has been told yet.
+        A replica that dies is replaced by another, since nothing has been told yet. There the request waits by the time it
+        was asked, before others that came meanwhile.
         """
+        request = request | {"asked_at": time.time()}
         try:
             versions, route = self._decide(request)
         except CultureManagerError as error:
@@ -133,6 +136,7 @@ class CultureRouter:
         Yields:
             First ``{"route": Route, "adapter": name}``, then what `Replica.generate` yields; or only a refusal.
         """
+        request = request | {"asked_at": time.time()}
         try:
             versions, route = self._decide(request)
         except CultureManagerError as error:

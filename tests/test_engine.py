@@ -408,6 +408,15 @@ def test_requests_start_in_the_order_they_came_and_within_the_steps_share_of_pro
     assert started == [1, 2, 3, 4]
 
 
+def test_a_request_that_was_asked_earlier_is_let_in_before_those_that_came_meanwhile(llama):
+    engine = llama.engine(max_batch_rows=1)
+    first = engine.submit(llama.request(0, "", asked_at=5.0))
+    engine.step()
+    later, again, last = (engine.submit(llama.request(1, "", asked_at=second)) for second in (7.0, 6.0, 7.0))
+    ended = [event.request_id for _ in range(200) if engine.pending for event in engine.step() if event.finish_reason]
+    assert ended == [first, again, later, last]
+
+
 def test_progress_counts_to_the_end(llama):
     seen = []
     engine = llama.engine(max_batch_rows=2)

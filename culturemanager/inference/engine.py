@@ -101,7 +101,7 @@ class Engine:
         self._check(request)
         text = TextStream(self._tokenizer, request.stop)
         active = ActiveRequest(next(self._ids), request, text, TokenPicker(request.sampling))
-        self._scheduler.waiting.append(active)
+        self._scheduler.wait(active)
         return active.id
 
     @torch.inference_mode()

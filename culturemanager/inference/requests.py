@@ -34,6 +34,8 @@ class GenerationRequest:
     """Tell each new token's log-probability and so many of the most likely tokens beside it; None: neither."""
     prompt_logprobs: bool = False
     """Tell the same of every prompt token but the first; with None for `logprobs` without the tokens beside it."""
+    asked_at: float = 0.0
+    """Seconds on a clock that all senders share. Requests are let in in this order, equals as they come."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

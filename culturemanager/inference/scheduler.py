@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -127,10 +128,14 @@ class Scheduler:
     def rows_in_use(self) -> int:
         return len(self.running) + (self.begun is not None)
 
+    def wait(self, active: ActiveRequest) -> None:
+        """Queue a request behind those that were asked before it, or at the same time."""
+        bisect.insort(self.waiting, active, key=lambda one: one.request.asked_at)
+
     def next_batch(self, budget: int, find: Callable[[ActiveRequest], Match]) -> list[Chunk]:
         """The prompt tokens to compute in the next pass, into the rows after the running ones; empty: none for now.
 
-        Requests come in their order, and a prompt that has been begun is finished first. One that begins
+        Requests come in the order they were asked, and a prompt that has been begun is finished first. One that begins
         as another one of the batch does waits for it, so that the beginning is computed once.
 
         Args:
