@@ -47,24 +47,23 @@ def resolve_base_model(path: str) -> str:
     return str(base_model_path())
 
 
-def load_outline(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A base model without its weights (on torch's `meta` device), and its tokenizer: to plan with.
+def load_outline(path: str | Path) -> PreTrainedModel:
+    """A base model without its weights, on torch's `meta` device: to plan with.
 
     Raises:
         ModelError: as `load_base_model`, as far as it shows without reading weights.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     source = resolve_base_model(str(path))
     local = is_local(source)
     if not local:
         require_on_hub(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False), tokenizer
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"Cannot read the base model {source!r}: {error} {EXPECTED}") from error
 

@@ -205,23 +205,23 @@ class _Lines(_Rows):
         super().__init__()
         self._stream = stream
         self._said_at = 0.0
-        self._said = -1
+        self._said: tuple[int, str] | None = self.done, self.what
 
     def begin(self) -> None:
-        self._said_at, self._said = self.began, -1
+        self._said_at, self._said = self.began, None
 
     def update(self) -> None:
         if self.done >= self.total or time.monotonic() - self._said_at >= PLAIN_EVERY_S:
             self.finish()
 
     def finish(self) -> None:
-        if self.done != self._said:
+        if (self.done, self.what) != self._said:  # what is done may stand still while its words go on
             self._write()
 
     def _write(self) -> None:
         rate = self.rate()
         print(f"  {self.done:,} of {self.total:,} {self.what}{f' ({rate})' if rate else ''}", file=self._stream, flush=True)
-        self._said_at, self._said = time.monotonic(), self.done
+        self._said_at, self._said = time.monotonic(), (self.done, self.what)
 
 
 class _Bars(_Rows):

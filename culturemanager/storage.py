@@ -201,7 +201,10 @@ class StageDirectory:
         return self.read_table(name).to_pylist()
 
     def iter_rows(self, name: str = "data.parquet", **equal: str) -> Iterator[dict[str, Any]]:
-        """`read_rows` with few of them in memory at once, and of these only the ones whose columns have the given values."""
+        """`read_rows` a few at a time, and of these only the ones whose columns have the given values.
+
+        The file is held as it is on disk, compressed; its SHA-256 is checked each time.
+        """
         file = pq.ParquetFile(pa.BufferReader(self.read_bytes(name)))
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
             for column, value in equal.items():

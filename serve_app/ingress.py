@@ -4,6 +4,7 @@ Annotations stay objects here (no `from __future__ import annotations`): FastAPI
 """
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
@@ -218,7 +219,8 @@ class Ingress:
 
     async def _respond(self, body: ChatRequest | CompletionRequest, key: ApiKey, chat: bool) -> Response:
         record = RequestRecord(uuid.uuid4().hex, key.name, body.model, body.stream)
-        jobs = [job | {"allowed_cultures": key.cultures} for job in body.choices()]
+        shared = {"allowed_cultures": key.cultures, "asked_at": time.time()}
+        jobs = [job | shared for job in body.choices()]
         try:
             begin = self._begin_streams if body.stream else self._answers
             answers = await begin(jobs)

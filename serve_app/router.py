@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -116,7 +115,6 @@ class CultureRouter:
         A replica that dies is replaced by another, since nothing has been told yet. There the request waits by the time it
         was asked, before others that came meanwhile.
         """
-        request = request | {"asked_at": time.time()}
         try:
             versions, route = self._decide(request)
         except CultureManagerError as error:
@@ -136,7 +134,6 @@ class CultureRouter:
         Yields:
             First ``{"route": Route, "adapter": name}``, then what `Replica.generate` yields; or only a refusal.
         """
-        request = request | {"asked_at": time.time()}
         try:
             versions, route = self._decide(request)
         except CultureManagerError as error:

@@ -88,8 +88,11 @@ def test_required_adapters_are_names_that_training_can_plan():
 
     names = required_adapters(list(SYSTEMS), [culture.id for culture in WORLD.cultures])
     rows = examples(WORLD.cultures)
-    plans = plan_adapters(names, lambda culture: (row for row in rows if culture in ("", row.culture)), WORLD.cultures,
-                          TrainingConfig(), 0, "base", lambda asked: [["A passage."] for _ in asked])
+
+    def read(culture, split):
+        return (row for row in rows if row.split == split and culture in ("", row.culture))
+
+    plans = plan_adapters(names, read, WORLD.cultures, TrainingConfig(), 0, "base", lambda asked: [["A passage."] for _ in asked])
     assert [plan.name for plan in plans] == names
 
 

@@ -48,6 +48,18 @@ def test_shipped_example_passes_every_check_before_a_run() -> None:
     project.load(ROOT / "examples/etiquette.yaml")
 
 
+def test_the_evidence_is_measured_on_the_example_with_every_row() -> None:
+    shown, measured = (config.load(ROOT / path).model_dump() for path in ("examples/etiquette.yaml", "benchmarks/evidence.yaml"))
+    assert measured["examples"]["per_culture_and_task"] >= 400 and not measured["examples"]["rows_of_task"]
+    for fields in (shown, measured):
+        fields["tasks"] = [Path(task).name for task in fields["tasks"]]
+        for own in ("per_culture_and_task", "rows_of_task"):
+            del fields["examples"][own]
+        for own in ("name", "workspace"):
+            del fields[own]
+    assert shown == measured
+
+
 @pytest.mark.parametrize("path", TASKS, ids=name_of)
 def test_shipped_task_loads(path: Path) -> None:
     assert load_task(path).id == path.stem

@@ -1,4 +1,4 @@
-"""Which requests run: first come, first served, as far as free rows and a step's share of prompt tokens go."""
+"""Which requests run: first asked, first served, as far as free rows and a step's share of prompt tokens go."""
 
 from __future__ import annotations
 

@@ -134,6 +134,13 @@ class PackTrainer:
         """Adapters that train now: in a slot, and not stopped."""
         return [name for name, slot in sorted(self._slots.items(), key=lambda one: one[1]) if not self.progress[name].stopped]
 
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Steps done of all adapters, and how many there will be."""
+        return (sum(progress.step for progress in self.progress.values()),
+                sum(self.progress[name].step if self.progress[name].stopped else job.total_steps
+                    for name, job in self.jobs.items()))
+
     def run(self, report: Callable[[dict[str, Any]], None] | None = None,
             report_frozen: Callable[[int, int], None] | None = None) -> None:
         """Train until every adapter has stopped; `progress` says why each one has.
@@ -150,10 +157,8 @@ class PackTrainer:
                 self.save()
             if report:
                 seconds = time.monotonic() - started
-                report({"step": self.step_number, "done": sum(p.step for p in self.progress.values()),
-                        "total": sum(job.total_steps if not self.progress[n].stopped else self.progress[n].step
-                                     for n, job in self.jobs.items()),
-                        "active": len(self.active), "losses": losses, "tokens_per_second": self.tokens / seconds})
+                report({"step": self.step_number, "active": len(self.active), "losses": losses,
+                        "tokens_per_second": self.tokens / seconds})
         if self.checkpoint_folder:
             self.save()
 

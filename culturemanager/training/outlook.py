@@ -74,8 +74,7 @@ def _outlook(folder: Path, project: Project, only: Sequence[str], extra: Sequenc
     config = project.training
     plans = plans_of(project, only, extra, resolve_base_model(project.base_path), retrieve)
     registry = AdapterRegistry(Workspace(project.workspace_url).local_path("adapters"))
-    model, _ = load_outline(project.base_path)
-    model = model.to(getattr(torch, project.base.dtype))
+    model = load_outline(project.base_path).to(getattr(torch, project.base.dtype))
     prepare(folder, plans, map(Tokenise(project.base_path, config.max_length), texts(plans)))
     jobs = {plan.name: read_job(folder, plan, config) for plan in plans}
     known = {plan.name: registry.latest_with_digest(plan.name, plan.digest) for plan in plans}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from culturemanager import prompts
@@ -28,8 +29,8 @@ JOINT_BATCH = 2
 RETRIEVED_AT_ONCE = 1000
 """Examples whose passages are looked for together."""
 
-ReadExamples = Callable[[str], Iterator[Example]]
-"""The examples of a culture, or with an empty id those of all; read anew at each call, always in the same order."""
+ReadExamples = Callable[[str, str], Iterator[Example]]
+"""The examples of a culture, or with an empty id those of all, of a split; read anew at each call, always in the same order."""
 Retrieve = Callable[[Sequence[Example]], list[list[str]]]
 """Passage texts for each example, as the evaluated system will see them."""
 
@@ -59,7 +60,7 @@ def plan_adapters(names: Sequence[str], read: ReadExamples, cultures: Sequence[C
     plans = []
     for name in names:
         make, batch_size = _rows(name, read, by_id, config, retrieve)
-        rows = {split: TextRows(_of_split(make, split)) for split in SPLITS}
+        rows = {split: TextRows(partial(make, split)) for split in SPLITS}
         if not rows["train"]:
             raise ConfigError(f"adapter {name!r} has no training rows. Look at the drops of the `examples` stage, "
                               "and give the culture more pages.")
@@ -73,16 +74,12 @@ def plan_adapters(names: Sequence[str], read: ReadExamples, cultures: Sequence[C
 HYPERPARAMETERS = {"rank", "alpha", "dropout", "last_layers", "epochs", "learning_rate", "warmup_share", "weight_decay",
                    "clip_norm", "early_stop_patience", "max_length", "precision"}
 
-_Row = tuple[str, str, str]
-"""Prompt, completion, split."""
-
-
-def _of_split(make: Callable[[], Iterator[_Row]], wanted: str) -> Callable[[], Iterator[Pair]]:
-    return lambda: ((prompt, completion) for prompt, completion, split in make() if split == wanted)
+_Make = Callable[[str], Iterator[Pair]]
+"""Gives the rows of a split."""
 
 
 def _rows(name: str, read: ReadExamples, cultures: Mapping[str, Culture], config: TrainingConfig,
-          retrieve: Retrieve | None) -> tuple[Callable[[], Iterator[_Row]], int]:
+          retrieve: Retrieve | None) -> tuple[_Make, int]:
     """What makes the adapter's rows, and how many of them a step has."""
     if name in cultures:
         return _plain(read, name), config.batch_size
@@ -97,33 +94,30 @@ def _rows(name: str, read: ReadExamples, cultures: Mapping[str, Culture], config
                       f"{AGNOSTIC}<culture> or {RETRIEVAL}<culture>.")
 
 
-def _plain(read: ReadExamples, culture: str) -> Callable[[], Iterator[_Row]]:
-    return lambda: ((example.prompt, example.completion, example.split) for example in read(culture))
+def _plain(read: ReadExamples, culture: str) -> _Make:
+    return lambda split: ((example.prompt, example.completion) for example in read(culture, split))
 
 
-def _naming_the_culture(read: ReadExamples, cultures: Mapping[str, Culture]) -> Callable[[], Iterator[_Row]]:
-    return lambda: ((prompts.with_culture(example.prompt, cultures[example.culture]), example.completion, example.split)
-                    for example in read(""))
+def _naming_the_culture(read: ReadExamples, cultures: Mapping[str, Culture]) -> _Make:
+    return lambda split: ((prompts.with_culture(example.prompt, cultures[example.culture]), example.completion)
+                          for example in read("", split))
 
 
-def _statements(read: ReadExamples, culture: Culture, _: Retrieve | None) -> Callable[[], Iterator[_Row]]:
+def _statements(read: ReadExamples, culture: Culture, _: Retrieve | None) -> _Make:
     """The quotes behind the examples as plain statements: the same knowledge, not the task's format."""
-    def make() -> Iterator[_Row]:
-        for quote, split in dict.fromkeys((example.quote, example.split) for example in read(culture.id)):
-            yield f"Tell me something about customs in {culture.name}.", quote, split
-
-    return make
+    return lambda split: ((f"Tell me something about customs in {culture.name}.", quote)
+                          for quote in dict.fromkeys(example.quote for example in read(culture.id, split)))
 
 
-def _with_passages(read: ReadExamples, culture: Culture, retrieve: Retrieve | None) -> Callable[[], Iterator[_Row]]:
+def _with_passages(read: ReadExamples, culture: Culture, retrieve: Retrieve | None) -> _Make:
     if retrieve is None:
         raise ConfigError(f"adapter {RETRIEVAL}{culture.id} needs the passage index; run `culturemanager index` first.")
-    examples, found = read(culture.id), []
+    # texts that the retriever holds anyway
+    found = {split: list(_retrieved(read(culture.id, split), retrieve)) for split in SPLITS}
+    return lambda split: ((prompts.with_passages(prompts.with_culture(example.prompt, culture), texts), example.completion)
+                          for example, texts in zip(read(culture.id, split), found[split], strict=True))
+
+
+def _retrieved(examples: Iterator[Example], retrieve: Retrieve) -> Iterator[list[str]]:
     while part := list(islice(examples, RETRIEVED_AT_ONCE)):
-        found += retrieve(part)  # texts that the retriever holds anyway
-
-    def make() -> Iterator[_Row]:
-        for example, texts in zip(read(culture.id), found, strict=True):
-            yield prompts.with_passages(prompts.with_culture(example.prompt, culture), texts), example.completion, example.split
-
-    return make
+        yield from retrieve(part)

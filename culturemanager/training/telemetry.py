@@ -62,9 +62,9 @@ class Telemetry:
         if state["active"] and not self._due():
             return
         losses = state["losses"].values()
-        what = (f"{len(losses)} adapter{'s' * (len(losses) != 1)}, mean loss {sum(losses) / len(losses):.3f}, "
+        what = (f"steps, {len(losses)} adapter{'s' * (len(losses) != 1)}, mean loss {sum(losses) / len(losses):.3f}, "
                 f"{state['tokens_per_second']:,.0f} tokens/s{self._trainer.origin and ', ' + self._trainer.origin}")
-        self._tell(state["done"], state["total"], what, adapters)
+        self._tell(what, adapters)
         for adapter in adapters:
             if adapter.name in state["losses"]:
                 metrics.gauge("culturemanager_adapter_loss", adapter.loss, adapter=adapter.name)
@@ -75,7 +75,7 @@ class Telemetry:
     def frozen(self, done: int, total: int) -> None:
         """Take note of the rows that have been through the layers below the adapters."""
         if done == total or self._due():
-            self._tell(done, total, "rows through the layers below the adapters", list(self._adapters()))
+            self._tell(f"steps, {done:,} of {total:,} rows through the layers below the adapters", list(self._adapters()))
 
     def _due(self) -> bool:
         """Whether it is time to write again; counted from the last yes."""
@@ -84,7 +84,8 @@ class Telemetry:
             self._told_at = time.monotonic()
         return due
 
-    def _tell(self, done: int, total: int, what: str, adapters: Sequence[AdapterState]) -> None:
+    def _tell(self, what: str, adapters: Sequence[AdapterState]) -> None:
+        done, total = self._trainer.steps
         write_json(self._folder / PROGRESS, {"done": done, "total": total, "what": what,
                                              "adapters": [asdict(adapter) for adapter in adapters]})
 

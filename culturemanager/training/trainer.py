@@ -69,8 +69,8 @@ def plans_of(project: Project, only: Sequence[str], extra: Sequence[str], base: 
     names = [*(_chosen(only, [culture.id for culture in cultures])), *extra]
     stage = Workspace(project.workspace_url).stage("examples")
 
-    def read(culture: str) -> Iterator[Example]:
-        return map(Example.from_row, stage.iter_rows(**({"culture": culture} if culture else {})))
+    def read(culture: str, split: str) -> Iterator[Example]:
+        return map(Example.from_row, stage.iter_rows(split=split, **({"culture": culture} if culture else {})))
 
     return plan_adapters(names, read, cultures, project.training, project.seed, fingerprint(base), retrieve)
 
