@@ -125,11 +125,23 @@ def test_rows_that_share_a_sequence_are_computed_as_alone(folder, base):
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
 
 
-def test_an_adapter_s_sequences_are_few_and_even():
-    rows = [(1, TokenRow(tuple(range(30)), 20)) for _ in range(9)]
-    (batch,) = collate(rows, pad_id=0, capacity=256)  # eight rows fit into one sequence, the ninth would stand alone
-    assert batch.lengths == (150, 120)
-    (alone,) = collate(rows, pad_id=0, capacity=0)
+def row_of(tokens: int) -> tuple[int, TokenRow]:
+    return 1, TokenRow(tuple(range(tokens)), tokens - 1)
+
+
+@pytest.mark.parametrize("tokens, lengths", [
+    ([128] * 4, (128,) * 4),  # nothing to fill: together they would only have more to look at
+    ([10, 60] * 4, (70,) * 4),
+    ([60, 50, 40, 90, 20, 30], (150, 140)),  # even: not 240 and 50
+    ([250, 40], (250, 40)),
+])
+def test_an_adapter_s_rows_share_sequences_where_that_saves_padding(tokens, lengths):
+    (batch,) = collate([row_of(number) for number in tokens], pad_id=0, capacity=256)
+    assert batch.lengths == lengths
+
+
+def test_without_capacity_every_row_has_its_own_sequence():
+    (alone,) = collate([row_of(30)] * 9, pad_id=0, capacity=0)
     assert alone.lengths == (30,) * 9
 
 

@@ -14,6 +14,8 @@ from culturemanager.chat import chat_ids
 
 PASS_TOKENS = 200
 """What a further forward and backward pass costs, in tokens computed: many small calls."""
+ATTENTION_TOKENS = 1000
+"""A token attends to so many others in the time that it takes through the linear layers."""
 NO_LABEL = -100
 """What `cross_entropy` counts as no label."""
 
@@ -178,10 +180,21 @@ def _by_slot(rows: Sequence[tuple[int, TokenRow]]) -> dict[int, list[TokenRow]]:
 
 
 def _filled(rows: Sequence[TokenRow], capacity: int) -> list[list[TokenRow]]:
-    """The rows in their order, in no more sequences than `capacity` needs, and these as even as that allows."""
+    """The rows in their order, in sequences of up to `capacity`, of a part of it, or of their own: whatever costs least."""
+    return min((_even(rows, room) for room in (capacity, capacity // 2, capacity // 4, 0)), key=_cost)
+
+
+def _even(rows: Sequence[TokenRow], capacity: int) -> list[list[TokenRow]]:
+    """The rows in no more sequences than `capacity` needs, and these as even as that allows."""
     fewest = len(_behind_each_other(rows, capacity))
     even = bisect.bisect_left(range(capacity), True, key=lambda room: len(_behind_each_other(rows, room)) <= fewest)
     return _behind_each_other(rows, even)
+
+
+def _cost(sequences: Sequence[Sequence[TokenRow]]) -> float:
+    """What these sequences cost with their padding, in tokens through the linear layers."""
+    longest = max(map(_tokens, sequences))
+    return len(sequences) * longest * (1 + longest / ATTENTION_TOKENS)
 
 
 def _behind_each_other(rows: Sequence[TokenRow], capacity: int) -> list[list[TokenRow]]:
