@@ -5,13 +5,14 @@
 Serves a finished project on this machine, asks it from many clients at once for some minutes (whole answers and streams,
 cultures mixed), and kills a model replica with SIGKILL so many times meanwhile. Counted are answers by status, requests that
 failed before anything was streamed (there should be none), streams that broke off after they had begun (a killed replica
-takes those with it), and the replicas' memory at the start and the end.
+takes those with it), and a replica's memory at the start, after each tenth of the time and at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import datetime
 import os
 import platform
@@ -31,6 +32,7 @@ from culturemanager.storage import write_json
 
 PORT = 8438
 TIMEOUT_S = 180.0
+MEMORY_SAMPLES = 10
 
 
 def main() -> None:
@@ -67,8 +69,8 @@ async def endure(texts: list[str], clients: int, seconds: float, kills: int) -> 
     seconds_taken: list[float] = []
     limits = httpx2.Limits(max_connections=clients + 4)
     async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", timeout=TIMEOUT_S, limits=limits) as http:
-        first = await status(http)
-        before = psutil.Process(first["pid"]).memory_info().rss
+        memory = [await replica_memory_mb(http)]
+        watching = asyncio.create_task(watch_memory(http, seconds, memory))
         asking = [asyncio.create_task(one_client(http, texts, random.Random(number), end, statuses, seconds_taken))
                   for number in range(clients)]
         killed = 0
@@ -76,13 +78,27 @@ async def endure(texts: list[str], clients: int, seconds: float, kills: int) -> 
             await asyncio.sleep(seconds / (kills + 1))
             os.kill((await status(http))["pid"], signal.SIGKILL)
             killed += 1
-        await asyncio.gather(*asking)
-        after = psutil.Process((await status(http))["pid"]).memory_info().rss
+        await asyncio.gather(*asking, watching)
+        memory.append(await replica_memory_mb(http))
     taken = sorted(seconds_taken)
     return {"clients": clients, "seconds": seconds, "killed": killed, "answers": dict(statuses),
             "failed_before_streaming": sum(n for told, n in statuses.items() if told not in ("200", "429", "broke off")),
             "p50_s": round(taken[len(taken) // 2], 2), "p99_s": round(taken[int(len(taken) * 0.99)], 2),
-            "replica_memory_mb": {"start": round(before / 2**20), "end": round(after / 2**20)}}
+            "replica_memory_mb": memory}
+
+
+async def watch_memory(http: httpx2.AsyncClient, seconds: float, memory: list[int]) -> None:
+    """Append what a replica takes after each part of the time."""
+    for _ in range(MEMORY_SAMPLES):
+        await asyncio.sleep(seconds / MEMORY_SAMPLES)
+        memory.append(await replica_memory_mb(http))
+
+
+async def replica_memory_mb(http: httpx2.AsyncClient) -> int:
+    """Resident memory of a replica that lives."""
+    while True:
+        with contextlib.suppress(psutil.NoSuchProcess):  # killed since it told its number
+            return round(psutil.Process((await status(http))["pid"]).memory_info().rss / 2**20)
 
 
 async def status(http: httpx2.AsyncClient) -> dict[str, Any]:

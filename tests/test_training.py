@@ -27,7 +27,7 @@ from culturemanager.training.loop import PackTrainer, PlainEngine
 from culturemanager.training.loss import PackLoss, rows_share_sequences
 from culturemanager.training.optimizer import learning_rate
 from culturemanager.training.pack_folder import Tokenise, prepare, texts
-from culturemanager.training.pack_plan import MEMORY_SHARE, plan_pack
+from culturemanager.training.pack_plan import KEPT_SHARE, MEMORY_SHARE, plan_pack
 from culturemanager.training.plan import AdapterPlan
 from culturemanager.training.recompute import recompute_layers
 from culturemanager.training.rows import TokenRow, collate, epoch_batches, tokenise
@@ -330,6 +330,16 @@ def test_a_pack_holds_as_many_adapters_as_memory_does(folder):
     assert recomputed.step_bytes < whole.step_bytes and recomputed.operations > whole.operations
 
 
+def test_states_below_the_adapters_are_kept_in_a_part_of_the_memory(folder):
+    model, tokenizer = load_base_model(folder)
+    jobs, config = make_jobs(tokenizer), TrainingConfig(pack_size=3)
+    states = sum(len(row.ids) for job in jobs for row in [*job.train, *job.validation]) * model.config.hidden_size * 4
+    enough = int(states / KEPT_SHARE)
+    assert plan_pack(model, jobs, on_last_layers(model, 1), enough, config).kept_bytes == states
+    assert plan_pack(model, jobs, on_last_layers(model, 1), enough - 4, config).kept_bytes == 0
+    assert plan_pack(model, jobs, None, enough, config).kept_bytes == 0  # nothing lies below
+
+
 @pytest.mark.parametrize("layers", [0, 1])
 def test_recomputed_layers_give_the_same_adapters(folder, layers):
     def trained(recompute: bool) -> PackTrainer:
@@ -366,9 +376,9 @@ def test_the_pack_s_size_is_kept_for_a_resumed_run(folder, tmp_path):
              for seed, name in enumerate(("turkey", "greece"))]
     prepared(tmp_path, plans, folder)
     run_pack(tmp_path, TrainingConfig(rank=2, pack_size=1), str(folder), "float32")
-    assert json.loads((tmp_path / "pack.json").read_text()) == {"at_once": 1}
+    assert json.loads((tmp_path / "pack.json").read_text()) == {"at_once": 1, "keep_states": False}
     run_pack(tmp_path, TrainingConfig(rank=2), str(folder), "float32")
-    assert json.loads((tmp_path / "pack.json").read_text()) == {"at_once": 1}
+    assert json.loads((tmp_path / "pack.json").read_text()) == {"at_once": 1, "keep_states": False}
     assert {path.stem for path in (tmp_path / "result").glob("*.safetensors")} == {"turkey", "greece"}
 
 

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from culturemanager.adapters.bank import AdapterBank
 from culturemanager.training.rows import Batch, TokenRow, collate
 from culturemanager.training.trunk import probe_rows, same, trunk_output
 
 ROWS_AT_ONCE = 64
-KEPT_BYTES = 2**30
-"""States beyond this are not kept."""
 
 
 def decoder_layers(bank: AdapterBank) -> tuple[list[nn.Module], int]:
@@ -33,17 +30,11 @@ def decoder_layers(bank: AdapterBank) -> tuple[list[nn.Module], int]:
     return (list(layers), min(int(match.group(2)) for match in found)) if isinstance(layers, nn.ModuleList) else ([], 0)
 
 
-def kept_bytes(model: PreTrainedModel, rows: Iterable[Iterable[TokenRow]]) -> int:
-    """What the states of these rows take at most, those of each adapter apart."""
-    tokens = sum(len(row.ids) for own in rows for row in own)
-    return tokens * model.config.get_text_config(decoder=True).hidden_size * model.dtype.itemsize
-
-
 class FrozenLayers:
     """Keeps what the layers below the lowest adapter make of each row.
 
     Args:
-        bank: on a model whose decoder layers pass one tensor on; `fit_for` tells.
+        bank: on a model whose decoder layers pass one tensor on; `usable` tells.
         products: type of the matrix products, as in training.
         pad_id: token that fills short sequences.
         capacity: tokens up to which rows share a sequence.
@@ -56,15 +47,9 @@ class FrozenLayers:
         self._rows: dict[int, Sequence[TokenRow]] = {}
         self._kept: dict[tuple[int, TokenRow], Tensor] = {}
 
-    def fit_for(self, rows: Iterable[Iterable[TokenRow]]) -> bool:
-        """Whether layers lie below the adapters, a pass may begin above them, and memory holds what they make of `rows`.
-
-        Args:
-            rows: those of each adapter.
-        """
-        if not self._below:
-            return False
-        return kept_bytes(self._model, rows) <= KEPT_BYTES and self._halves_make_a_whole()
+    def usable(self) -> bool:
+        """Whether layers lie below the adapters, and a pass may begin above them."""
+        return self._below > 0 and self._halves_make_a_whole()
 
     def put(self, slot: int, rows: Sequence[TokenRow]) -> None:
         """The rows of the adapter that lies in a slot now, those of training and those of validation."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,12 @@ class PackTrainer:
         pad_id: token that fills short sequences.
         products: as in `PackLoss`.
         accumulate: passes that the rows of one step are spread over; the engine must know the same number.
+        keep_states: memory holds what the layers below the adapters make of every row.
     """
 
     def __init__(self, bank: AdapterBank, jobs: Sequence[AdapterJob], engine_factory: Callable[[nn.Module, PackedAdamW], Any],
                  pad_id: int, checkpoint_folder: Path | None = None, checkpoint_every: int = 50,
-                 products: torch.dtype = torch.float32, accumulate: int = 1) -> None:
+                 products: torch.dtype = torch.float32, accumulate: int = 1, keep_states: bool = True) -> None:
         self.bank, self.pad_id = bank, pad_id
         self._accumulate = accumulate
         self._capacity = SEQUENCE_TOKENS if rows_share_sequences(bank, pad_id) else 0
@@ -73,7 +73,7 @@ class PackTrainer:
         if restored:
             self.optimizer.load_tensors({key.removeprefix("optimizer."): value for key, value in restored.tensors.items()
                                          if key.startswith("optimizer.")})
-        self._frozen = self.engine.module.frozen = self._frozen_layers(products)
+        self._frozen = self.engine.module.frozen = self._frozen_layers(products) if keep_states else None
 
     def _let_in(self) -> bool:
         """Give waiting adapters the slots that are free, and those of adapters that have stopped.
@@ -112,7 +112,7 @@ class PackTrainer:
         if max(job.epochs for job in self.jobs.values()) <= self._world:
             return None
         layers = FrozenLayers(self.bank, products, self.pad_id, self._capacity)
-        if not layers.fit_for(chain(job.train, job.validation) for job in self.jobs.values()):
+        if not layers.usable():
             return None
         for name, slot in self._slots.items():
             layers.put(slot, [*self.jobs[name].train, *self.jobs[name].validation])

@@ -18,7 +18,6 @@ import psutil
 
 from culturemanager.adapters.targets import find_targets, layer_number
 from culturemanager.errors import TrainingError
-from culturemanager.training.frozen_layers import KEPT_BYTES, kept_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
 MEMORY_SHARE = 0.8
 """Of the free memory; the rest is for what an estimate does not see."""
+KEPT_SHARE = 0.25
+"""Of the free memory, for what the layers below the adapters make of the rows; where it takes more it is not kept."""
 STATES = 4
 """Copies of an adapter's weights: themselves, gradient, two moments."""
 LOGIT_COPIES = 3
@@ -53,7 +54,7 @@ class PackPlan:
     step_bytes: int
     """What one step's tokens leave for the backward pass, and their logits."""
     kept_bytes: int
-    """Outputs of the layers below the adapters."""
+    """Outputs of the layers below the adapters, if they are kept."""
     step_tokens: int
     """Most tokens of one step."""
     operations: int
@@ -78,9 +79,11 @@ def plan_pack(model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Seque
         TrainingError: not even one adapter fits.
     """
     wrapped, linear = find_targets(model, targets), find_targets(model, None)
+    states = _states_bytes(model, jobs) if min(map(layer_number, wrapped)) > 0 else 0
+    kept = states if states <= KEPT_SHARE * available_bytes else 0
 
     def plan(at_once: int) -> PackPlan:
-        return _plan(model, jobs, wrapped, linear, at_once, config)
+        return _plan(model, jobs, wrapped, linear, at_once, kept, config)
 
     if config.pack_size:
         return plan(min(config.pack_size, len(jobs)))
@@ -118,7 +121,7 @@ def base_bytes(model: PreTrainedModel) -> int:
 
 
 def _plan(model: PreTrainedModel, jobs: Sequence[AdapterJob], wrapped: Mapping[str, nn.Module],
-          linear: Mapping[str, nn.Module], at_once: int, config: TrainingConfig) -> PackPlan:
+          linear: Mapping[str, nn.Module], at_once: int, kept_bytes: int, config: TrainingConfig) -> PackPlan:
     fans = {name: sum(module.weight.shape) for name, module in wrapped.items()}
     rank = max(job.shape.rank for job in jobs)
     # The longest rows and the largest batches may meet in one step.
@@ -136,15 +139,20 @@ def _plan(model: PreTrainedModel, jobs: Sequence[AdapterJob], wrapped: Mapping[s
         layers = len({layer_number(name) for name in wrapped})
         kept = kept // layers + layers * model.config.get_text_config(decoder=True).hidden_size
         backward *= 2
-    states = kept_bytes(model, (chain(job.train, job.validation) for job in jobs))
     seen = sum(job.epochs * len(row.ids) for job in jobs for row in job.train)
     return PackPlan(
         adapters=len(jobs), at_once=at_once,
         base_bytes=base_bytes(model) // (config.workers // max(1, config.packs) if config.zero_stage == 3 else 1),
-        kept_bytes=states if lowest > 0 and states <= KEPT_BYTES else 0,
+        kept_bytes=kept_bytes,
         adapter_bytes=at_once * STATES * FLOAT_BYTES * rank * sum(fans.values()),
         step_bytes=int(FLOAT_BYTES * (BACKWARD_SHARE * step_tokens * kept + LOGIT_COPIES * labels * vocabulary)),
         step_tokens=step_tokens, operations=2 * seen * (forward + backward))
+
+
+def _states_bytes(model: PreTrainedModel, jobs: Sequence[AdapterJob]) -> int:
+    """What the hidden states of every row take, of each adapter apart."""
+    tokens = sum(len(row.ids) for job in jobs for row in chain(job.train, job.validation))
+    return tokens * model.config.get_text_config(decoder=True).hidden_size * model.dtype.itemsize
 
 
 def _largest(count: int, values: Iterable[int]) -> int:

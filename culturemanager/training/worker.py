@@ -51,8 +51,8 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     plans = read_plans(folder)
     targets = adapted_layers(model, config)
     jobs = [read_job(folder, plan, config) for plan in plans]
-    bank = AdapterBank(model, slots=_pack_size(folder, model, jobs, targets, config, rank, device), max_rank=config.rank,
-                       targets=targets)
+    at_once, keep_states = _pack_shape(folder, model, jobs, targets, config, rank, device)
+    bank = AdapterBank(model, slots=at_once, max_rank=config.rank, targets=targets)
     if config.activation_checkpointing:
         recompute_layers(bank)
     rows_per_step = sum(job.batch_size for job in jobs)
@@ -63,7 +63,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
         return PlainEngine(module, optimizer, config.accumulate)
 
     trainer = PackTrainer(bank, jobs, engine, tokenizer.pad_token_id, folder / "checkpoints", config.checkpoint_every,
-                          _products(config.precision, device), config.accumulate)
+                          _products(config.precision, device), config.accumulate, keep_states)
 
     telemetry = Telemetry(trainer, folder) if rank == 0 else None
 
@@ -109,26 +109,31 @@ def make_job(plan: AdapterPlan, train: Sequence[TokenRow], validation: Sequence[
                       config.clip_norm, config.early_stop_patience)
 
 
-def _pack_size(folder: Path, model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Sequence[str] | None,
-               config: TrainingConfig, rank: int, device: str) -> int:
-    """How many adapters share a pass: decided once, so that a resumed run finds them in the same slots."""
+def _pack_shape(folder: Path, model: PreTrainedModel, jobs: Sequence[AdapterJob], targets: Sequence[str] | None,
+                config: TrainingConfig, rank: int, device: str) -> tuple[int, bool]:
+    """How many adapters share a pass, and whether the states below them are kept; the same on every worker.
+
+    Decided once, so that a resumed run finds the adapters in the same slots.
+    """
     import torch
 
     from culturemanager.training.pack_plan import base_bytes, memory_of_a_worker, plan_pack
 
     path = folder / PACK
     if path.exists():
-        size = json.loads(path.read_text())["at_once"]
+        decided = json.loads(path.read_text())
+        at_once, keep_states = decided["at_once"], decided["keep_states"]
     else:
         loaded = base_bytes(model) if model.device.type == device else 0
-        size = plan_pack(model, jobs, targets, memory_of_a_worker(device, config) + loaded, config).at_once
+        plan = plan_pack(model, jobs, targets, memory_of_a_worker(device, config) + loaded, config)
+        at_once, keep_states = plan.at_once, plan.kept_bytes > 0
     if torch.distributed.is_initialized():
-        least = torch.tensor(size, device=device)
+        least = torch.tensor([at_once, keep_states], device=device)
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-        size = int(least)
+        at_once, keep_states = int(least[0]), bool(least[1])
     if rank == 0:
-        write_json(path, {"at_once": size})
-    return size
+        write_json(path, {"at_once": at_once, "keep_states": keep_states})
+    return at_once, keep_states
 
 
 def _products(precision: str, device: str) -> torch.dtype:
