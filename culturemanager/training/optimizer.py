@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim.adamw import adamw
 
 from culturemanager.errors import TrainingError
 
@@ -17,7 +20,7 @@ class PackedAdamW(torch.optim.Optimizer):
 
     Every parameter is [slots, ...]. Before each step the caller sets `learning_rates`; a slot whose
     rate is `None` is not touched at all: neither weights nor moments nor its step count. The gradient
-    of each slot is clipped to its own norm over all parameters.
+    of each slot is clipped to its own norm over all parameters. The step itself is torch's fused kernel.
 
     DeepSpeed's ZeRO 1 and 2 put one flat piece of all parameters, this worker's share, in their place; `share_out`
     says so, and then every element still goes by its own slot.
@@ -42,8 +45,8 @@ class PackedAdamW(torch.optim.Optimizer):
         self.gradient_norms = torch.zeros(slots)
         """[slots], before clipping, of the step taken last."""
         self._shapes = [parameter.shape for parameter in parameters]
-        self._slot_of: Tensor | None = None
-        """[elements of this worker's piece], the slot of each; None: the parameters are whole."""
+        self._runs: list[tuple[int, int]] | None = None
+        """Slot and number of elements of each run of this worker's piece; None: the parameters are whole."""
 
     def share_out(self, rank: int, world: int) -> None:
         """From now on the only parameter is the `rank`-th of `world` equal pieces of all, flat and one behind the other.
@@ -52,12 +55,13 @@ class PackedAdamW(torch.optim.Optimizer):
             TrainingError: the piece is not as large as that makes it; DeepSpeed lays it out in another way.
         """
         (piece,) = self._parameters()
-        every = torch.cat([torch.arange(shape[0]).repeat_interleave(math.prod(shape[1:])) for shape in self._shapes])
-        padding = piece.numel() * world - len(every)
+        size, elements = piece.numel(), sum(map(math.prod, self._shapes))
+        padding = size * world - elements
         if not 0 <= padding < 1024 * world:
-            raise TrainingError(f"DeepSpeed gave a worker {piece.numel()} of {len(every)} elements, expected {world} equal "
+            raise TrainingError(f"DeepSpeed gave a worker {size} of {elements} elements, expected {world} equal "
                                 "pieces. Use `training.zero_stage: 0`, or the DeepSpeed release of requirements.lock.")
-        self._slot_of = nn.functional.pad(every, (0, padding))[rank * piece.numel():(rank + 1) * piece.numel()].to(piece.device)
+        every = [(slot, math.prod(shape[1:])) for shape in self._shapes for slot in range(shape[0])]
+        self._runs = _cut([*every, (0, padding)], rank * size, (rank + 1) * size)
         self._rank, self._world = rank, world
 
     def _parameters(self) -> list[Tensor]:
@@ -68,53 +72,50 @@ class PackedAdamW(torch.optim.Optimizer):
         parameters = [p for p in self._parameters() if p.grad is not None]
         if not parameters:
             return
-        active = torch.tensor([rate is not None for rate in self.learning_rates])
-        rates = torch.tensor([rate or 0.0 for rate in self.learning_rates])
-        self.steps += active
-        self.gradient_norms = self._norms([p.grad for p in parameters]).cpu()
-        clip = (self.clip_norm / (self.gradient_norms + 1e-6)).clamp(max=1.0)
-
-        first, second = self.betas
-        steps = self.steps.clamp(min=1)
-        keep_first = torch.where(active, first, 1.0)
-        keep_second = torch.where(active, second, 1.0)
-        size = rates / (1 - first ** steps)
-        root = (1 - second ** steps).sqrt()
-        decay = 1 - rates * self.weight_decay
-
         for parameter in parameters:
-            def of(vector: Tensor, like: Tensor = parameter) -> Tensor:
-                return self._spread(vector, like)
+            if not self.state[parameter]:
+                self.state[parameter] = {"first": torch.zeros_like(parameter), "second": torch.zeros_like(parameter)}
+        active = [slot for slot, rate in enumerate(self.learning_rates) if rate is not None]
+        weights, gradients = self._by_slot(active, parameters), self._by_slot(active, [p.grad for p in parameters])
+        first, second = (self._by_slot(active, [self.state[p][name] for p in parameters]) for name in ("first", "second"))
+        self.gradient_norms = self._norms(gradients)
+        too_long = ((self.gradient_norms + 1e-6) / self.clip_norm).clamp(min=1.0).to(parameters[0].device)
+        for slot in active:
+            steps = too_long.new_full((len(weights[slot]),), self.steps[slot].item()).unbind()  # `adamw` counts each by one
+            self.steps[slot] += 1
+            adamw(weights[slot], gradients[slot], first[slot], second[slot], [], list(steps), fused=True,
+                  grad_scale=too_long[slot], amsgrad=False, beta1=self.betas[0], beta2=self.betas[1],
+                  lr=self.learning_rates[slot], weight_decay=self.weight_decay[slot].item(), eps=self.epsilon, maximize=False)
 
-            state = self.state[parameter]
-            if not state:
-                state["first"] = torch.zeros_like(parameter)
-                state["second"] = torch.zeros_like(parameter)
-            gradient = parameter.grad * of(clip)
-            state["first"].mul_(of(keep_first)).addcmul_(gradient, of(1 - keep_first))
-            state["second"].mul_(of(keep_second)).addcmul_(gradient * gradient, of(1 - keep_second))
-            denominator = state["second"].sqrt().div_(of(root)).add_(self.epsilon)
-            parameter.mul_(of(decay)).sub_(of(size) * state["first"] / denominator)
+    def _by_slot(self, slots: Sequence[int], tensors: Sequence[Tensor]) -> dict[int, list[Tensor]]:
+        """The parts of these tensors that belong to each of the slots."""
+        tensors = [tensor.detach() for tensor in tensors]
+        if self._runs is None:
+            return {slot: [tensor.select(0, slot) for tensor in tensors] for slot in slots}
+        parts: dict[int, list[Tensor]] = {slot: [] for slot in slots}
+        for (slot, _), piece in zip(self._runs, tensors[0].split([size for _, size in self._runs]), strict=True):
+            if slot in parts:
+                parts[slot].append(piece)
+        return parts
 
-    def _spread(self, vector: Tensor, like: Tensor) -> Tensor:
-        """One value a slot as a tensor that broadcasts over a parameter."""
-        vector = vector.to(device=like.device, dtype=like.dtype)
-        return vector.view(-1, *[1] * (like.dim() - 1)) if self._slot_of is None else vector[self._slot_of]
-
-    def _norms(self, gradients: Sequence[Tensor]) -> Tensor:
-        if self._slot_of is None:
-            return torch.stack([g.float().flatten(1).pow(2).sum(1) for g in gradients]).sum(0).sqrt()
-        squares = torch.zeros(len(self.steps), device=gradients[0].device)
-        squares.index_add_(0, self._slot_of, gradients[0].float().pow(2))
-        torch.distributed.all_reduce(squares)
-        return squares.sqrt()
+    def _norms(self, gradients: Mapping[int, Sequence[Tensor]]) -> Tensor:
+        """[slots], each over all of a slot's gradients on all workers; 0 where no gradient is given."""
+        norms = torch.zeros_like(self.gradient_norms)
+        for slot, own in gradients.items():
+            norms[slot] = get_total_norm(own)
+        if self._runs is not None:
+            squares = norms.square().to(self._parameters()[0].device)
+            torch.distributed.all_reduce(squares)
+            norms = squares.sqrt().cpu()
+        return norms
 
     def clear(self, slot: int) -> None:
         """Forget what a slot's adapter has gathered; a new one begins there."""
         self.steps[slot] = 0
         for state in self.state.values():
             for moments in state.values():
-                moments[slot if self._slot_of is None else self._slot_of == slot] = 0
+                for part in self._by_slot([slot], [moments])[slot]:
+                    part.zero_()
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimizer's state as named tensors, for a safetensors checkpoint; every worker calls it, each gets the whole."""
@@ -127,7 +128,7 @@ class PackedAdamW(torch.optim.Optimizer):
 
     def _whole(self, number: int, value: Tensor) -> Iterator[tuple[int, Tensor]]:
         """A parameter's moments; those of every parameter, if `value` is this worker's piece of them all."""
-        if self._slot_of is None:
+        if self._runs is None:
             yield number, value
             return
         pieces = [torch.empty_like(value) for _ in range(self._world)]
@@ -147,11 +148,18 @@ class PackedAdamW(torch.optim.Optimizer):
                 self.state[parameter][name] = value.to(parameter.device).clone()
 
     def _pieces(self, whole: Sequence[Tensor]) -> Sequence[Tensor]:
-        if self._slot_of is None:
+        if self._runs is None:
             return whole
-        size = len(self._slot_of)
+        size = sum(size for _, size in self._runs)
         flat = torch.cat([value.flatten() for value in whole])
         return [nn.functional.pad(flat, (0, size * self._world - len(flat)))[self._rank * size:(self._rank + 1) * size]]
+
+
+def _cut(runs: Sequence[tuple[int, int]], begin: int, end: int) -> list[tuple[int, int]]:
+    """The runs, or parts of them, that lie between two places; (slot, number of elements) each."""
+    ends = list(accumulate(size for _, size in runs))
+    inside = [(slot, min(stop, end) - max(stop - size, begin)) for (slot, size), stop in zip(runs, ends, strict=True)]
+    return [(slot, size) for slot, size in inside if size > 0]
 
 
 def learning_rate(step: int, total: int, peak: float, warmup_share: float) -> float:
