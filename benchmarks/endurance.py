@@ -51,8 +51,8 @@ def main() -> None:
 
         project = config.load(arguments.project)
         serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-        serve.run(build({"project": str(Path(arguments.project).resolve()), "set": [f"serving.replicas={arguments.replicas}"]}),
-                  name="culturemanager")
+        serve.run(build({"project": str(Path(arguments.project).resolve()), "set": [f"serving.replicas={arguments.replicas}"],
+                         "without_keys": True}), name="culturemanager")
         questions = [item.inputs for item in artifacts.items(project).items]
         texts = [str(next(iter(inputs.values()))) for inputs in questions]
         figures = asyncio.run(endure(texts, arguments.clients, arguments.seconds, arguments.kills))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 
-from culturemanager import artifacts
 from culturemanager.config import Project
 from culturemanager.errors import LanguageModelError, ProviderError, SearchError
 from culturemanager.providers.json_api import shown
 from culturemanager.sections.model import UpstreamConfig
 from culturemanager.sections.synthesis import OpenAIGenerator
+from culturemanager.synthesis.queries import LANGUAGE
 
 TIMEOUT_S = 5.0
 QUERY = "etiquette"
@@ -44,9 +44,8 @@ def try_search(project: Project) -> None:
     if search.kind == "folder":
         return
     engine = build_search(search.model_copy(update={"timeout_s": min(search.timeout_s, TIMEOUT_S)}), project, attempts=1)
-    languages = [culture.languages[0] for culture in artifacts.cultures(project) if culture.languages]
     try:
-        engine.search(QUERY, language=(languages or ["en"])[0], limit=1)
+        engine.search(QUERY, language=LANGUAGE, limit=1)
     except SearchError as error:
         raise SearchError(f"{project.where('pages.search')}: {error} {LEAVE_OUT}") from None
 

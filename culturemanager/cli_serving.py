@@ -76,7 +76,7 @@ def adapters_promote(name: Version, project: ProjectFile = DEFAULT_PROJECT, over
     else:
         artifacts.registry(loaded).try_out(name, share)
         console.say(f"{name} serves {share:.0%} of the conversations; `adapters promote {name}` gives it all, "
-                    f"`adapters rollback` none")
+                    f"`adapters rollback {artifacts.registry(loaded).get(name).culture}` ends the trial")
 
 
 @command(adapters_app, "rollback", "adapters rollback austria alps.yaml")
@@ -101,7 +101,10 @@ def keys_new(name: Annotated[str, typer.Argument(metavar="NAME", help="What the 
              ) -> None:
     """Make an API key: it is shown once, and the file keeps its SHA-256."""
     from culturemanager import console
+    from culturemanager.cultures import catalogue
     from serve_app.keys import add_key
 
     console.say(add_key(file, name, culture or None, per_minute))
+    if own := [one for one in culture if one not in catalogue()]:
+        console.note(f"Not in the catalogue: {', '.join(own)}. That is fine for cultures that the project file defines.")
     console.note(f"Keep it now, it is not shown again. {file} holds its SHA-256; a restart of the endpoint takes it up.")

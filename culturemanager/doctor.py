@@ -21,7 +21,7 @@ from culturemanager.storage import free_bytes
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
 GIB = 2**30
 TESTED_PYTHONS = ((3, 11),)
-MEMORY_NEEDED = 4 * GIB
+MEMORY_NEEDED = 6 * GIB
 """The embedded example's peak, Ray included, is under this; a larger base model needs more."""
 DISK_NEEDED = 2 * GIB
 
@@ -103,11 +103,9 @@ def check_cores() -> Finding:
 def check_ray_token() -> list[Finding]:
     """Ray's token: asked for, there, and nobody else's to read."""
     mode = os.environ.get("RAY_AUTH_MODE", "")
-    findings = [Finding("Ray auth mode", OK, "token")]
-    if mode != "token":
-        findings = [Finding("Ray auth mode", FAILED if mode else WARNING, mode or "not set in this shell",
-                            "run: export RAY_AUTH_MODE=token (culturemanager sets it where it is unset; `ray start` and "
-                            "`ray job` need it in the shell).")]
+    findings = [Finding("Ray auth mode", OK, mode or "token; for `ray start` and `ray job`: export RAY_AUTH_MODE=token")]
+    if mode not in ("", "token"):
+        findings = [Finding("Ray auth mode", FAILED, mode, "run: export RAY_AUTH_MODE=token")]
     path = cluster.token_path()
     if path is None:
         return [*findings, Finding("Ray token", OK, "in the environment")]
@@ -149,7 +147,8 @@ def check_models(project: Project) -> list[Finding]:
             findings.append(Finding("base model", OK, project.base_path))
         else:
             offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-            findings.append(Finding("base model", WARNING if offline else OK, f"{project.base.path} from the Hugging Face hub",
+            findings.append(Finding("base model", WARNING if offline else OK,
+                                    f"{project.base.path} from the Hugging Face hub, which `culturemanager validate` asks",
                                     "HF_HUB_OFFLINE is set: it must be in the local cache already." if offline else ""))
     except CultureManagerError as error:
         findings.append(Finding("base model", FAILED, project.base_path, str(error)))
@@ -168,6 +167,7 @@ def _embedded(name: str, package: str, find_weights: Callable[[], object]) -> Fi
 def check_keys(project: Project) -> list[Finding]:
     """The keys the project needs; their values are never shown."""
     from culturemanager.serving import is_loopback
+    from serve_app.keys import keys_of
 
     findings = []
     generator, settings = project.examples.generator, project.serving
@@ -175,18 +175,19 @@ def check_keys(project: Project) -> list[Finding]:
         from culturemanager.providers.llm import read_key
 
         try:
-            read_key(generator)
-            findings.append(Finding("generator key", OK, f"{generator.api_key_env} for {generator.base_url}"))
+            key = generator.api_key_env if read_key(generator) else f"none, {generator.api_key_env} is not set,"
+            findings.append(Finding("generator key", OK, f"{key} for {generator.base_url}"))
         except CultureManagerError as error:
             findings.append(Finding("generator key", FAILED, f"{generator.api_key_env}", str(error)))
-    if os.environ.get(settings.api_keys_env):
-        findings.append(Finding("API keys", OK, f"{settings.api_keys_env} is set"))
-    elif is_loopback(settings.host):
-        findings.append(Finding("API keys", OK, f"none, and only this machine can reach {settings.host}"))
-    else:
-        findings.append(Finding("API keys", FAILED, f"{settings.api_keys_env} is not set, and others can reach {settings.host}",
-                                f"run: export {settings.api_keys_env}=$(openssl rand -hex 32)"))
-    return findings
+    try:
+        keys = keys_of(project)
+    except CultureManagerError as error:
+        return [*findings, Finding("API keys", FAILED, "none, where some are said to be", str(error))]
+    if keys or is_loopback(settings.host):
+        found = f"{len(keys)}" if keys else f"none, and only this machine can reach {settings.host}"
+        return [*findings, Finding("API keys", OK, found)]
+    return [*findings, Finding("API keys", FAILED, f"none, and others can reach {settings.host}",
+                               f"run: export {settings.api_keys_env}=$(openssl rand -hex 32)")]
 
 
 def check_port(project: Project) -> Finding:

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from culturemanager import artifacts, config
 from culturemanager.config import Project
-from culturemanager.errors import ConfigError, IncompleteStageError, LanguageModelError, ModelError, SearchError, SynthesisError
+from culturemanager.errors import (
+    ConfigError,
+    IncompleteStageError,
+    LanguageModelError,
+    ModelError,
+    SearchError,
+    StorageError,
+    SynthesisError,
+)
 from culturemanager.items import ItemSet
 from culturemanager.records import AdapterVersion, to_rows
 from culturemanager.storage import fingerprint
@@ -56,6 +64,7 @@ def check(project: Project) -> None:
         CorruptFileError: the base model's folder is damaged.
     """
     from culturemanager.evaluation.baselines import select_systems
+    from culturemanager.synthesis.extractable import require_extractable
 
     artifacts.items(project)
     select_systems(project.evaluation.systems)
@@ -64,7 +73,11 @@ def check(project: Project) -> None:
         if task not in known:
             raise ConfigError(f"examples.rows_of_task: {task!r} is none of the project's tasks ({', '.join(known)}).")
     if project.queries.llm and project.examples.generator.kind != "openai":
-        raise ConfigError("`queries.llm` is true and needs a language model; set `examples.generator.kind: openai`.")
+        raise ConfigError(f"{project.where('queries.llm')}: true, and that needs a language model; set "
+                          "`examples.generator.kind: openai`.")
+    if project.examples.generator.kind == "extractive":
+        for task in artifacts.tasks(project):
+            require_extractable(task)
     _check_places(project)
     check_layers(project)
 
@@ -76,6 +89,8 @@ def _check_places(project: Project) -> None:
     from culturemanager.providers.llm import endpoint_host
 
     search, generator = project.pages.search, project.examples.generator
+    with _laid_to(project, "workspace"):
+        artifacts.workspace(project).require_usable()
     if search.kind == "folder":
         with _laid_to(project, "pages.search.path"):
             require_documents(folder_path(search, project))
@@ -92,7 +107,7 @@ def _laid_to(project: Project, field: str) -> Iterator[None]:
     """What fails in the block is the fault of a field of the project file, and is told as such."""
     try:
         yield
-    except (SearchError, LanguageModelError, ModelError) as error:
+    except (SearchError, LanguageModelError, ModelError, StorageError) as error:
         raise ConfigError(f"{project.where(field)}: {error}") from error
 
 

@@ -7,7 +7,7 @@ import difflib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -66,6 +66,8 @@ def fields(model: type[BaseModel] = config.Project, prefix: str = "", kind: str 
             continue  # said by every field of the kind, and by the section itself
         kinds = [get_args(section.model_fields["kind"].annotation)[0] for section in inner] if len(inner) > 1 else []
         text = f"{texts[name]} Its kind: {', '.join(kinds)}." if kinds else texts[name]
+        if values := _values(info.annotation):
+            text += f" One of: {', '.join(values)}."
         yield Field(prefix + name, default, text, info.is_required(), kind)
         for number, section in enumerate(inner):
             yield from fields(section, f"{prefix}{name}.", kinds[number] if kinds else "")
@@ -76,6 +78,11 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _sections(argument)
+
+
+def _values(annotation: Any) -> list[str]:
+    """The words that a field may hold, if they are known."""
+    return [str(value) for value in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
 def _as_yaml(value: Any) -> str:

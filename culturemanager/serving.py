@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from pathlib import Path
 from culturemanager import artifacts, cluster, config, console
 from culturemanager.config import Project
 from culturemanager.errors import ServingError
-from culturemanager.sections.model import ServingConfig
 
 
 def serve(path: str | Path, overrides: Sequence[str] = (), *, logs: bool = False) -> None:
@@ -35,7 +33,8 @@ def serve(path: str | Path, overrides: Sequence[str] = (), *, logs: bool = False
         console.note("starting the endpoint")
         try:
             ray_serve.start(http_options={"host": project.serving.host, "port": project.serving.port})
-            ray_serve.run(build({"project": str(Path(path).resolve()), "set": list(overrides)}), name="culturemanager")
+            ray_serve.run(build({"project": str(Path(path).resolve()), "set": list(overrides),
+                                 "without_keys": is_loopback(project.serving.host)}), name="culturemanager")
         except (RayServeException, RuntimeError) as error:
             if console.own_error(error):
                 raise
@@ -49,19 +48,18 @@ def check(project: Project) -> None:
     """Raise what would otherwise be raised after Ray has started.
 
     Raises:
+        ConfigError: a place for API keys is named and holds none, or what it holds is wrong.
         IncompleteStageError: the router is not there yet.
         ServingError: the port is taken or may not be used, or the endpoint would be open to others without keys.
     """
+    from serve_app.keys import keys_of
+
     settings = project.serving
-    artifacts.workspace(project).stage("router").manifest()
-    if not is_loopback(settings.host) and not _has_keys(settings):
+    if not keys_of(project) and not is_loopback(settings.host):
         raise ServingError(f"serving.host is {settings.host!r}, which others can reach, and neither the environment variable "
                            f"{settings.api_keys_env} nor serving.keys_file holds an API key. Set one, or serve on 127.0.0.1.")
     check_port(settings.host, settings.port)
-
-
-def _has_keys(settings: ServingConfig) -> bool:
-    return bool(os.environ.get(settings.api_keys_env) or settings.keys_file)
+    artifacts.workspace(project).stage("router").manifest()
 
 
 def is_loopback(host: str) -> bool:
@@ -87,9 +85,11 @@ def check_port(host: str, port: int) -> None:
 
 
 def _announce(project: Project) -> None:
+    from serve_app.keys import keys_of
+
     settings = project.serving
     url = f"http://{settings.host}:{settings.port}"
-    key = ' -H "Authorization: Bearer $KEY"' if _has_keys(settings) else ""
+    key = ' -H "Authorization: Bearer $KEY"' if keys_of(project) else ""
     console.say(f"Serving {project.name} at {url}")
     console.say(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} "
                 "-d '{\"model\": \"auto\", \"messages\": [{\"role\": \"user\", "

@@ -120,6 +120,12 @@ class Workspace:
     def stage(self, name: str) -> StageDirectory:
         return StageDirectory(self, name)
 
+    def require_usable(self) -> None:
+        """Raise `StorageError` if the root cannot be a folder, since a file is in its place or above it."""
+        found = next((path for path in (Path(self.root), *Path(self.root).parents) if path.exists()), None)
+        if self.is_local and found is not None and not found.is_dir():
+            raise StorageError(f"{found} is a file, and the workspace is a folder. Name another.")
+
     def local_path(self, *names: str) -> Path:
         """The path of something that must lie on a local disk (adapters, training checkpoints).
 
@@ -155,9 +161,9 @@ class StageDirectory:
         """
         path = f"{self.path}/{MANIFEST}"
         if not self._filesystem.exists(path):
-            raise IncompleteStageError(f"The stage {self.name!r} is not complete in {self.workspace.url}. Run it with this "
-                                       f"project file (`culturemanager {STAGE_COMMANDS.get(self.name, self.name)}`), or "
-                                       "everything (`culturemanager run`).")
+            raise IncompleteStageError(f"The stage {self.name!r} is not complete in {self.workspace.url}. Run everything that is "
+                                       "missing with this project file (`culturemanager run`), or this stage alone "
+                                       f"(`culturemanager {STAGE_COMMANDS.get(self.name, self.name)}`).")
         try:
             return Manifest(**json.loads(self._filesystem.cat_file(path)))
         except (ValueError, TypeError) as error:

@@ -20,7 +20,7 @@ def rows(project: Project, layers: int | None, tried: bool) -> list[tuple[str, s
     cultures, tasks, systems = artifacts.cultures(project), artifacts.tasks(project), project.evaluation.systems
     told = [("cultures", f"{len(cultures)}: {', '.join(culture.id for culture in cultures)}"),
             ("tasks", f"{len(tasks)}: {', '.join(f'{task.id} ({task.kind})' for task in tasks)}"),
-            ("items", f"{len(artifacts.items(project).items)}: {project.evaluation.items}"),
+            ("items", _items(project)),
             ("systems", f"{len(systems)}: {', '.join(systems)}"),
             ("search", _search(project, answers)),
             ("generator", _generator(project, answers)),
@@ -28,6 +28,13 @@ def rows(project: Project, layers: int | None, tried: bool) -> list[tuple[str, s
             ("workspace", project.workspace_url)]
     upstream = project.serving.upstream
     return [*told, ("upstream", f"{shown(upstream.base_url)}, {answers}")] if upstream else told
+
+
+def _items(project: Project) -> str:
+    items = artifacts.items(project).items
+    told = f"{len(items)}: {project.evaluation.items}"
+    without = [culture.id for culture in artifacts.cultures(project) if culture.id not in {item.culture for item in items}]
+    return f"{told}; none for {', '.join(without)}, which the evaluation leaves out" if items and without else told
 
 
 def _search(project: Project, answers: str) -> str:
@@ -40,7 +47,10 @@ def _search(project: Project, answers: str) -> str:
 def _generator(project: Project, answers: str) -> str:
     generator = project.examples.generator
     if generator.kind != "openai":
-        return "rules that extract (no language model)"
+        choices = [task.id for task in artifacts.tasks(project) if task.kind == "multiple_choice"]
+        alone = choices and len(artifacts.cultures(project)) == 1
+        return "rules that extract (no language model)" + (
+            f"; no row for {', '.join(choices)}: wrong options come from other cultures" if alone else "")
     return f"{generator.model} at {shown(generator.base_url)}, {answers}"
 
 

@@ -130,8 +130,8 @@ def render(task: Task, inputs: Mapping[str, Any]) -> str:
     try:
         text = _template(task.template).render(**inputs).strip()
     except (jinja2.TemplateError, jinja2.sandbox.SecurityError, TypeError, OverflowError) as error:
-        raise ConfigError(f"the template of task {task.id!r} fails: {error}. "
-                          f"It may use {list(task.fields)} and plain Jinja2.") from error
+        raise ConfigError(f"the template of task {task.id!r} fails: {str(error).rstrip('.')}. It may use "
+                          f"{', '.join(task.fields)} and plain Jinja2.") from error
     if len(text) > MAX_RENDERED_CHARACTERS:
         raise ConfigError(f"the template of task {task.id!r} renders {len(text)} characters; "
                           f"at most {MAX_RENDERED_CHARACTERS} are allowed.")

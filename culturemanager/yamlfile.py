@@ -56,7 +56,8 @@ def validate_model(data: Any, model: type[Model], where: str) -> Model:
         ConfigError: naming the first wrong fields, their values and what was expected.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: expected `key: value` pairs at the top, found {type(data).__name__}.")
+        found = "nothing" if data is None else type(data).__name__
+        raise ConfigError(f"{where}: expected `key: value` pairs at the top, found {found}.")
     return _validated(data, model, lambda wrong: [f"{where}: {'; '.join(_in_words(one, model) for one in wrong)}"])
 
 
@@ -133,7 +134,8 @@ def _in_override(error: Mapping[str, Any], model: type[BaseModel], name: str, te
     return f"--set {name}{value}: {_message(error, model)}"
 
 
-EXPECTED = {"tuple_type": "expected a list, such as [one, two]", "list_type": "expected a list, such as [one, two]",
+EXPECTED = {"missing": "has to be given", "tuple_type": "expected a list, such as [one, two]",
+            "list_type": "expected a list, such as [one, two]",
             "string_type": "expected text", "dict_type": "expected `key: value` pairs",
             "model_type": "expected `key: value` pairs", "model_attributes_type": "expected `key: value` pairs",
             "int_parsing": "expected an integer", "int_type": "expected an integer", "int_from_float": "expected an integer",

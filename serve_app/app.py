@@ -6,15 +6,14 @@
 
 from __future__ import annotations
 
-import os
-
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
 from culturemanager import config
+from culturemanager.errors import ConfigError
 from serve_app.ingress import Ingress
-from serve_app.keys import collect_keys
+from serve_app.keys import keys_of
 from serve_app.replica import Replica
 from serve_app.router import CultureRouter
 from serve_app.upstream import UpstreamReplica
@@ -29,21 +28,25 @@ class ApplicationArgs(BaseModel):
     """Path of the project file on every node."""
     overrides: list[str] = Field(default=[], alias="set")
     """Settings as `a.b=c`, like the command line's `--set`."""
+    without_keys: bool = False
+    """Let everybody ask if no API key is set; for a port that only this machine reaches."""
 
 
 def build(args: dict) -> Application:
     """The Serve application of a project. API keys are read here, where the application is built, and leave as sums.
 
     Raises:
-        ConfigError: the project file is wrong.
+        ConfigError: the project file or a key is wrong, or there is no key and `without_keys` is not said.
         pydantic.ValidationError: `args` has unknown or missing fields.
     """
     given = ApplicationArgs.model_validate(args)
     project = config.load(given.project, given.overrides)
     settings = project.serving
     waiting = settings.max_queued_requests
-    file = project.resolve(settings.keys_file) if settings.keys_file else None
-    keys = collect_keys(os.environ.get(settings.api_keys_env, ""), file)
+    keys = keys_of(project)
+    if not keys and not given.without_keys:
+        raise ConfigError(f"Neither the environment variable {settings.api_keys_env} nor serving.keys_file holds an API key, and "
+                          "others may reach the endpoint. Set one; or, if only this machine can, `args: {without_keys: true}`.")
     engine, cpus = (UpstreamReplica, 0.1) if settings.upstream else (Replica, settings.cpus_per_replica)
     replica = serve.deployment(engine).options(
         name="Replica", max_ongoing_requests=settings.max_batch_rows * 2, max_queued_requests=waiting,

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from culturemanager.errors import ConfigError
 from culturemanager.storage import write_atomic
 from culturemanager.yamlfile import read_yaml, validate_model
+
+if TYPE_CHECKING:
+    from culturemanager.config import Project
 
 
 class ApiKey(BaseModel):
@@ -80,6 +85,29 @@ def collect_keys(text: str, file: Path | None = None) -> list[ApiKey]:
         if names.count(name) > 1:
             raise ConfigError(f"{file}: the key name {name!r} is used twice; give every key a name of its own.")
     return keys
+
+
+def keys_of(project: Project) -> list[ApiKey]:
+    """Who may ask a project's endpoint. A place for keys that holds none is an error: it would leave the endpoint open.
+
+    Raises:
+        ConfigError: the environment variable is set and holds no key; the key file is not there, is wrong or holds none.
+    """
+    settings = project.serving
+    text = os.environ.get(settings.api_keys_env, "")
+    if text and not collect_keys(text):
+        raise ConfigError(f"The environment variable {settings.api_keys_env} is set and holds no key. Put keys into it, "
+                          "separated by commas, or unset it.")
+    if not settings.keys_file:
+        return collect_keys(text)
+    file = project.resolve(settings.keys_file)
+    try:
+        if collect_keys("", file):
+            return collect_keys(text, file)
+    except ConfigError as error:
+        raise ConfigError(f"{project.where('serving.keys_file')}: {error}") from error
+    raise ConfigError(f"{project.where('serving.keys_file')}: {file} holds no key. Make one: culturemanager keys new NAME "
+                      f"--file {file}")
 
 
 def add_key(file: Path, name: str, cultures: Sequence[str] | None, requests_per_minute: int | None) -> str:

@@ -376,7 +376,7 @@ def test_token_file_is_made_private(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert path.read_text() == before
 
 
-@pytest.mark.parametrize(("mode", "result"), [("token", doctor.OK), ("disabled", doctor.FAILED), ("", doctor.WARNING)])
+@pytest.mark.parametrize(("mode", "result"), [("token", doctor.OK), ("disabled", doctor.FAILED), ("", doctor.OK)])
 def test_doctor_wants_token_auth(project: Path, monkeypatch: pytest.MonkeyPatch, mode: str, result: str) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
     assert findings(project)["Ray auth mode"].result == result

@@ -111,7 +111,7 @@ def test_other_kinds_are_chosen_by_name(tmp_path: Path) -> None:
     ("cultures=[]", ["cultures", "at least 1"]),
     ("pages.search.kind=google", ["--set pages.search.kind=google: expected 'folder', 'searxng', 'wikipedia'."]),
     ("base.dtype=int4", ["--set base.dtype=int4: expected 'float32' or 'bfloat16'."]),
-    ("examples.generator={kind: openai, model: m}", ["base_url", "required"]),
+    ("examples.generator={kind: openai, model: m}", ["base_url", "has to be given"]),
     ("examples.generator={kind: openai, model: m, base_url: x, api_key: sk-1}", ["api_key"]),
     ("training=5", ["training", "5"]),
     ("name.first=x", ["name", "not a group of fields"]),
@@ -146,11 +146,11 @@ def test_where_a_value_comes_from_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "parts"), [
-    ("", ["key: value", "NoneType"]),
+    ("", ["key: value", "nothing"]),
     ("- a\n- b\n", ["key: value", "list"]),
     ("name: [\n", ["project.yaml:2:1", "not valid YAML"]),
     ("name: a\n\tworkspace: b\n", ["project.yaml:2:1", "not valid YAML"]),
-    ("name: T\nworkspace: w\ncultures: [turkey]\n", ["tasks", "required"]),
+    ("name: T\nworkspace: w\ncultures: [turkey]\n", ["tasks", "has to be given"]),
     (MINIMAL + "training:\n", ["training"]),
     ("name: !!python/object/apply:os.system ['true']\n", ["not valid YAML"]),
 ])

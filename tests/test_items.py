@@ -61,7 +61,7 @@ def test_items_of_cultures_and_tasks_that_the_project_lacks_are_left_out_and_cou
     ({**ADVICE, "id": "1"}, r":2: id '1' was used on line 1"),
     ({**ADVICE, "extra": 1}, r":2: extra: unknown field"),
     ({**ADVICE, "cue": "yes"}, r":2: cue: expected true or false"),
-    ({key: value for key, value in ADVICE.items() if key != "answer"}, r":2: answer: Field required"),
+    ({key: value for key, value in ADVICE.items() if key != "answer"}, r":2: answer: has to be given"),
     ({**YES_NO, "id": "2", "answer": "perhaps"}, r":2: answer 'perhaps' is none of \['yes', 'no'\]"),
     ({**YES_NO, "id": "2", "inputs": {"question": "x"}}, r":2: task 'acceptability' takes the fields"),
     ({**CHOICE, "answer": "e f"}, r":2: answer 'e f' is none of"),

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from culturemanager import cli
+from culturemanager.config import load
 from culturemanager.errors import ConfigError
-from serve_app.keys import NOBODY, ApiKey, ApiKeys, collect_keys, key_sum
+from serve_app.app import build
+from serve_app.keys import NOBODY, ApiKey, ApiKeys, collect_keys, key_sum, keys_of
 
 
 def test_without_keys_everyone_is_admitted():
@@ -55,6 +57,36 @@ def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, text, said):
     with pytest.raises(ConfigError, match=said) as told:
         collect_keys("", file)
     assert "keys.yaml" in str(told.value)
+
+
+@pytest.fixture
+def project_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("CULTUREMANAGER_API_KEYS", raising=False)
+    path = tmp_path / "project.yaml"
+    path.write_text("name: n\nworkspace: w\ncultures: [turkey]\ntasks: [t.yaml]\n")
+    return path
+
+
+@pytest.mark.parametrize(("variable", "file", "said"), [
+    (",", None, "CULTUREMANAGER_API_KEYS is set and holds no key"), (" ", None, "CULTUREMANAGER_API_KEYS is set"),
+    ("", "keys: []", r"serving\.keys_file: .*keys\.yaml holds no key.*keys new"),
+    ("one", "keys: []", "holds no key"), ("", "missing", r"serving\.keys_file: Cannot read .*keys\.yaml"),
+])
+def test_a_place_for_keys_that_holds_none_is_an_error(project_file, monkeypatch, variable, file, said):
+    monkeypatch.setenv("CULTUREMANAGER_API_KEYS", variable)
+    keys = project_file.with_name("keys.yaml")
+    if file and file != "missing":
+        keys.write_text(file)
+    with pytest.raises(ConfigError, match=said):
+        keys_of(load(project_file, [f"serving.keys_file={keys}"] if file else []))
+
+
+def test_an_application_without_keys_is_built_only_if_that_is_said(project_file, monkeypatch):
+    with pytest.raises(ConfigError, match=r"CULTUREMANAGER_API_KEYS.*without_keys"):
+        build({"project": str(project_file)})
+    build({"project": str(project_file), "without_keys": True})
+    monkeypatch.setenv("CULTUREMANAGER_API_KEYS", "one")
+    build({"project": str(project_file)})
 
 
 def test_the_command_shows_a_key_once_and_keeps_its_sum(tmp_path: Path, capsys):

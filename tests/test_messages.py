@@ -18,7 +18,7 @@ MINIMAL = "name: n\nworkspace: w\ncultures: [turkey]\ntasks: [t.yaml]\n"
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    (MINIMAL.replace("[turkey]", "[{id: austria}]"), "cultures.0.name: Field required."),
+    (MINIMAL.replace("[turkey]", "[{id: austria}]"), "cultures.0.name: has to be given."),
     (MINIMAL.replace("[turkey]", "[{id: a, name: A, countries: A}]"),
      "cultures.0.countries: expected a list, such as [one, two] (found 'A')"),
     (MINIMAL.replace("[turkey]", "germany"), "cultures: expected a list, such as [one, two] (found 'germany')"),
@@ -31,7 +31,7 @@ MINIMAL = "name: n\nworkspace: w\ncultures: [turkey]\ntasks: [t.yaml]\n"
     (MINIMAL + "pages: {search: {kind: bing}}\n", "pages.search.kind: expected 'folder', 'searxng', 'wikipedia' (found 'bing')"),
     (MINIMAL + "pages: {search: {kind: folder, colour: 1}}\n",
      "pages.search.colour: unknown field; known fields here: kind, path."),
-    (MINIMAL + "pages: {search: {kind: searxng, path: 1}}\n", "pages.search.url: Field required; pages.search.path:"),
+    (MINIMAL + "pages: {search: {kind: searxng, path: 1}}\n", "pages.search.url: has to be given; pages.search.path:"),
     (MINIMAL + "training: {epochs: 0, rank: 0, alpha: 0, batch_size: 0}\n", "And 1 more."),
     (MINIMAL + "name: again\n", ":5:1: not valid YAML: the key 'name' stands twice"),
 ])

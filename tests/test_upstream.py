@@ -663,9 +663,10 @@ def endpoints(small_run: Path):
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.delenv("CULTUREMANAGER_API_KEYS", raising=False)
         serve.start(http_options={"host": "127.0.0.1", "port": 8435})
-        serve.run(build({"project": str(small_run)}), name="own", route_prefix="/")
+        serve.run(build({"project": str(small_run), "without_keys": True}), name="own", route_prefix="/")
         upstream = f"serving.upstream={{base_url: '{between.base_url}', retries: 1}}"
-        serve.run(build({"project": str(small_run), "set": [upstream]}), name="front", route_prefix="/front")
+        front_application = build({"project": str(small_run), "set": [upstream], "without_keys": True})
+        serve.run(front_application, name="front", route_prefix="/front")
         with (openai.OpenAI(base_url=f"{URL}/v1", api_key="any", max_retries=0, timeout=60) as own,
               openai.OpenAI(base_url=f"{URL}/front/v1", api_key="any", max_retries=0, timeout=60) as front):
             yield Endpoints(own, front, between)

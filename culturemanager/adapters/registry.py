@@ -253,8 +253,8 @@ class AdapterRegistry:
             if names and self._end_trial(culture):
                 return names[-1]
             if not names:
-                raise AdapterError(f"{culture!r} has no adapter that serves; those that do are of "
-                                   f"{', '.join(sorted(history)) or 'no culture'}.")
+                others = f"those that do are of {', '.join(sorted(history))}" if history else "`culturemanager train` makes one"
+                raise AdapterError(f"{culture!r} has no adapter that serves; {others}.")
             if len(names) < 2:
                 raise AdapterError(f"{culture!r} has no version promoted before {names[-1]}; "
                                    "promote one by its name.")

@@ -171,8 +171,7 @@ class WikipediaSearch:
         """Articles that hold the query's words, by the wiki's own ranking."""
         language = language or "en"
         if not LANGUAGE.fullmatch(language):
-            raise SearchError(f"{language!r} is no language code. Expected ISO 639-1, such as `tr`: check the culture's "
-                              "`languages`.")
+            raise SearchError(f"{language!r} is no language code. Expected ISO 639-1, such as `tr`.")
         url = self._url_template.replace("{language}", language.lower())
         answer = get_json(url, {"action": "query", "list": "search", "srsearch": text, "srlimit": str(min(limit, 50)),
                                 "srprop": "snippet", "meta": "siteinfo", "siprop": "general", "format": "json",

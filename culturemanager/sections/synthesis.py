@@ -31,7 +31,7 @@ CultureName = Annotated[Annotated[str, Tag("_id")] | Annotated[CultureEntry, Tag
 
 
 class FolderSearch(Section):
-    """Pages from a directory of .html, .md and .txt files."""
+    """Pages from a directory of .html, .htm, .md and .txt files."""
 
     kind: Literal["folder"] = "folder"
     path: str = "embedded"
@@ -49,11 +49,11 @@ class SearxngSearch(Section):
 
 
 class WikipediaSearch(Section):
-    """Pages from Wikipedia, through the MediaWiki API, in the culture's languages."""
+    """Pages from Wikipedia, through the MediaWiki API."""
 
     kind: Literal["wikipedia"]
     url: str = "https://{language}.wikipedia.org/w/api.php"
-    """API address; `{language}` is replaced by the query's language."""
+    """API address; `{language}` is replaced by the queries' language, which is `en`."""
     timeout_s: float = Field(default=15, gt=0)
     """Seconds to wait for one answer."""
 
@@ -74,7 +74,7 @@ class QueriesConfig(Section):
                                "public transport", "dress and flowers")
     """What the templates ask about."""
     llm: bool = False
-    """Also ask the language model for queries; needs `generator.kind: openai`."""
+    """Also ask the language model for queries; needs `examples.generator.kind: openai`."""
 
 
 class FetchConfig(Section):

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from culturemanager.errors import ConfigError
 from culturemanager.providers.embedding import Embedder
 from culturemanager.records import Culture, Passage, Task, stable_id
 from culturemanager.routing.gazetteer import Gazetteer
 from culturemanager.synthesis.attribution import attribute, page_subject
 from culturemanager.synthesis.candidate import Candidate
+from culturemanager.synthesis.extractable import text_field, yes_and_no
 from culturemanager.synthesis.norms import Norm, base_phrase, gerund_phrase, read_norms
 
-APPROVING_LABELS = frozenset({"yes", "acceptable", "ok", "okay", "polite", "allowed", "appropriate", "fine", "safe", "true"})
 NEIGHBOURS = 60
 SAME_MATTER = 0.45
 """Cosine similarity from which another culture's statement is taken to be about the same matter."""
@@ -80,7 +79,7 @@ class ExtractiveGenerator:
             ConfigError: the rules do not fit the task (labels that are no yes and no, several text fields).
         """
         make = {"classification": self._judgements, "multiple_choice": self._choices, "generation": self._advice}[task.kind]
-        field = _text_field(task)
+        field = text_field(task)
         for passage in passages:
             for number in self._by_passage.get(passage.id, ()):
                 if self._statements[number].culture == culture.id:
@@ -92,7 +91,7 @@ class ExtractiveGenerator:
 
     def _judgements(self, task: Task, field: str, number: int) -> Iterator[Candidate]:
         statement = self._statements[number]
-        yes, no = _labels(task)
+        yes, no = yes_and_no(task)
         for norm in (statement.judgement, statement.recommendation):
             if norm is None or _refers_back(norm):
                 continue
@@ -250,22 +249,6 @@ def _third_person(base: str) -> str:
     ending = "es" if re.search(r"(?:[sxz]|ch|sh|o)$", head) else "s"
     head = f"{head[:-1]}ies" if re.search(r"[^aeiou]y$", head) else f"{head}{ending}"
     return re.sub(r"\byour\b", "their", f"{head} {rest}".strip())
-
-
-def _labels(task: Task) -> tuple[str, str]:
-    approving = [label for label in task.labels if label.lower() in APPROVING_LABELS]
-    if len(task.labels) != 2 or len(approving) != 1:
-        raise ConfigError(f"task {task.id!r} has the labels {list(task.labels)}; the extractive generator needs two, one of them "
-                          f"approving ({', '.join(sorted(APPROVING_LABELS))}). Use `generator.kind: openai` for other labels.")
-    return approving[0], next(label for label in task.labels if label not in approving)
-
-
-def _text_field(task: Task) -> str:
-    fields = [field for field in task.fields if field != "options"]
-    if len(fields) != 1:
-        raise ConfigError(f"task {task.id!r} has the text fields {fields}; the extractive generator fills exactly one. "
-                          "Use `generator.kind: openai` for richer inputs.")
-    return fields[0]
 
 
 def _refers_back(norm: Norm) -> bool:
