@@ -1,4 +1,4 @@
-"""All ten systems over several seeds: the comparison that the README quotes.
+"""All ten systems over several seeds: the comparison that counts.
 
     python -m benchmarks.evidence --seeds 5 --json benchmarks/results/evidence.json
 
@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--project", default="benchmarks/evidence.yaml", help="project file (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 (default: %(default)s)")
     parser.add_argument("--workspace", default="runs/evidence", help="where the runs go (default: %(default)s)")
-    parser.add_argument("--json", type=Path, required=True, help="file for the figures; it has the shape of scores.json")
+    parser.add_argument("--json", type=Path, required=True,
+                        help="file for the figures; it has the shape of scores.json, without what belongs to one run")
     arguments = parser.parse_args()
     started = time.monotonic()
     with cluster.connect():
