@@ -46,6 +46,33 @@ def test_what_a_project_leads_to_is_shown(project: Path, capsys: pytest.CaptureF
     assert text.endswith("project.yaml is fine.\n")
 
 
+def test_what_a_project_leaves_empty_is_shown(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    austria = "{id: austria, name: Austria, countries: [Austria], demonyms: [Austrian]}"
+    _, alone = validate(project, capsys)
+    assert "no row for choice: wrong options come from other cultures" in alone and "none for" not in alone
+    _, two = validate(project, capsys, f"cultures=[turkey, {austria}]")
+    assert "none for austria, which the evaluation leaves out" in two and "no row for" not in two
+
+
+@pytest.mark.parametrize(("task", "said"), [
+    ("kind: classification\nfields: [word]\nlabels: [formal, casual]", "generator needs two, one of them approving"),
+    ("kind: generation\nmetric: keyphrases\nfields: [word, place]", "the extractive generator fills exactly one"),
+])
+def test_a_task_that_the_rules_cannot_fill_is_an_error(project: Path, capsys: pytest.CaptureFixture[str], task: str,
+                                                       said: str) -> None:
+    (project.parent / "register.yaml").write_text(f"id: register\ninstruction: Judge.\n{task}\ntemplate: '{{{{ word }}}}'\n")
+    code, text = validate(project, capsys, "tasks=[register.yaml]", "examples.rows_of_task={}")
+    assert (code, text.count("\n")) == (2, 1)
+    assert said in text and "`examples.generator.kind: openai`" in text
+
+
+def test_a_workspace_that_is_a_file_is_an_error(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for workspace in (project, project / "inner"):
+        code, text = validate(project, capsys, f"workspace={workspace}")
+        assert (code, text.count("\n")) == (2, 1)
+        assert f"--set workspace: {project} is a file, and the workspace is a folder" in text
+
+
 # Folders
 
 
