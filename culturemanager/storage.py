@@ -122,8 +122,10 @@ class Workspace:
 
     def require_usable(self) -> None:
         """Raise `StorageError` if the root cannot be a folder, since a file is in its place or above it."""
-        found = next((path for path in (Path(self.root), *Path(self.root).parents) if path.exists()), None)
-        if self.is_local and found is not None and not found.is_dir():
+        if not self.is_local:
+            return
+        found = next(path for path in (Path(self.root), *Path(self.root).parents) if path.exists())
+        if not found.is_dir():
             raise StorageError(f"{found} is a file, and the workspace is a folder. Name another.")
 
     def local_path(self, *names: str) -> Path:

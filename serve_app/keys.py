@@ -95,19 +95,21 @@ def keys_of(project: Project) -> list[ApiKey]:
     """
     settings = project.serving
     text = os.environ.get(settings.api_keys_env, "")
-    if text and not collect_keys(text):
+    from_variable = collect_keys(text)
+    if text and not from_variable:
         raise ConfigError(f"The environment variable {settings.api_keys_env} is set and holds no key. Put keys into it, "
                           "separated by commas, or unset it.")
     if not settings.keys_file:
-        return collect_keys(text)
+        return from_variable
     file = project.resolve(settings.keys_file)
     try:
-        if collect_keys("", file):
-            return collect_keys(text, file)
+        keys = collect_keys(text, file)
     except ConfigError as error:
         raise ConfigError(f"{project.where('serving.keys_file')}: {error}") from error
-    raise ConfigError(f"{project.where('serving.keys_file')}: {file} holds no key. Make one: culturemanager keys new NAME "
-                      f"--file {file}")
+    if len(keys) == len(from_variable):
+        raise ConfigError(f"{project.where('serving.keys_file')}: {file} holds no key. Make one: culturemanager keys new NAME "
+                          f"--file {file}")
+    return keys
 
 
 def add_key(file: Path, name: str, cultures: Sequence[str] | None, requests_per_minute: int | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,12 @@ def test_every_country_is_listed_once_with_words_of_its_own() -> None:
     doubled = {word for word, count in owners.items() if count > 1}
     assert doubled <= {"korea"}
     assert set(world_cities()) <= set(countries)
+
+
+def test_the_documentation_lists_the_catalogue() -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "projects.md").read_text(encoding="utf-8")
+    listed = re.search(r"The catalogue has ten: (.+?)\. ", text, re.DOTALL)[1]
+    assert re.findall(r"`(\w+)`", listed) == list(catalogue())
 
 
 def test_an_unknown_culture_is_refused_with_its_nearest() -> None:

@@ -382,6 +382,15 @@ def test_the_pack_s_size_is_kept_for_a_resumed_run(folder, tmp_path):
     assert {path.stem for path in (tmp_path / "result").glob("*.safetensors")} == {"turkey", "greece"}
 
 
+def test_a_pack_that_does_not_say_whether_states_are_kept_goes_on(folder, tmp_path):
+    plans = [plan_of("turkey", pairs(6, 0), seed=0, batch_size=3, epochs=2)]
+    prepared(tmp_path, plans, folder)
+    (tmp_path / "pack.json").write_text('{"at_once": 1}')
+    run_pack(tmp_path, TrainingConfig(rank=2, last_layers=1), str(folder), "float32")
+    assert json.loads((tmp_path / "pack.json").read_text()) == {"at_once": 1, "keep_states": False}
+    assert (tmp_path / "result" / "turkey.safetensors").exists()
+
+
 def test_training_is_seen_adapter_by_adapter(folder, tmp_path):
     plans = [plan_of(name, pairs(6, seed), pairs(3, 9), seed=seed, batch_size=3, epochs=2)
              for seed, name in enumerate(("turkey", "greece"))]
