@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
 import os
-import platform
 import random
 import signal
 import time
@@ -27,6 +25,7 @@ import httpx2
 import psutil
 from rich.console import Console
 
+from benchmarks.circumstances import circumstances
 from culturemanager import artifacts, cluster, config
 from culturemanager.storage import write_json
 
@@ -57,7 +56,7 @@ def main() -> None:
         texts = [str(next(iter(inputs.values()))) for inputs in questions]
         figures = asyncio.run(endure(texts, arguments.clients, arguments.seconds, arguments.kills))
         serve.shutdown()
-    figures["measured"] = {"date": datetime.date.today().isoformat(), "machine": f"{os.cpu_count()} cores, {platform.machine()}"}
+    figures["measured"] = circumstances()
     write_json(arguments.json, figures)
     Console().print_json(data=figures)
 

@@ -11,9 +11,6 @@ run goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import platform
 import shutil
 import time
 from collections.abc import Sequence
@@ -24,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.circumstances import circumstances
 from culturemanager import cluster, console
 from culturemanager import project as projects
 from culturemanager.config import Project
@@ -47,8 +45,7 @@ def main() -> None:
     with cluster.connect():
         evaluations = [run_seed(arguments.project, arguments.workspace, seed) for seed in range(arguments.seeds)]
         figures = combine(evaluations)
-    figures["measured"] = {"date": datetime.date.today().isoformat(), "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-                           "seconds": round(time.monotonic() - started)}
+    figures["measured"] = circumstances(seconds=round(time.monotonic() - started))
     write_json(arguments.json, figures)
     Console().print(table(figures))
 

@@ -8,7 +8,6 @@ The aim is half a second. Wall-clock seconds of a fresh interpreter, the two tak
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.circumstances import circumstances
 from culturemanager.storage import write_json
 
 PEER = '''
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="file for the figures")
     arguments = parser.parse_args()
     figures = {name: measure(given, arguments.repeats) for name, given in COMMANDS.items()}
-    write_json(arguments.json, {"date": datetime.date.today().isoformat(), "repeats": arguments.repeats, "commands": figures})
+    write_json(arguments.json, {"measured": circumstances(repeats=arguments.repeats), "commands": figures})
     Console().print(table(figures))
 
 

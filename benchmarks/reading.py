@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.circumstances import circumstances
 from culturemanager import artifacts, prompts
 from culturemanager import project as projects
 from culturemanager.adapters.bank import AdapterBank
@@ -51,6 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     project = projects.load(arguments.project)
     figures = measure(project, list(from_items(project) if arguments.rows == "items" else from_validation_rows(project)))
+    figures["measured"] = circumstances()
     if arguments.json:
         write_json(arguments.json, figures)
     print(json.dumps(figures, indent=2))

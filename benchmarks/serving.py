@@ -14,9 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -35,6 +32,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.circumstances import circumstances
 from culturemanager import artifacts
 from culturemanager import project as projects
 from culturemanager.adapters import peft_format
@@ -72,8 +70,7 @@ def main() -> None:
     }
     if arguments.project:
         figures["http"], figures["router_ms_p50"] = over_http(arguments.project), router_milliseconds(arguments.project)
-    figures["measured"] = {"date": datetime.date.today().isoformat(), "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-                           "torch": torch.__version__}
+    figures["measured"] = circumstances(torch=torch.__version__)
     if arguments.json:
         write_json(arguments.json, figures)
     Console().print_json(data=figures)

@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -35,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks.circumstances import circumstances
 from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.base_model import load_base_model
 from culturemanager.sections.model import TrainingConfig
@@ -97,8 +95,7 @@ def main() -> None:
     largest = next(r for r in figures["regimes"] if r["name"] == "4x128")
     figures["limits"]["share_of_matmul_rate"] = round(
         largest["linear_flops"] / largest["seconds_packed"] / figures["limits"]["matmul_flops_per_second"], 3)
-    figures["measured"] = {"date": datetime.date.today().isoformat(), "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-                           "torch": torch.__version__, "seconds": round(time.monotonic() - started)}
+    figures["measured"] = circumstances(torch=torch.__version__, seconds=round(time.monotonic() - started))
     if arguments.json:
         write_json(arguments.json, figures)
     show(figures)

@@ -6,6 +6,7 @@ Every command takes the project file as its last argument, and `--set field.fiel
 from __future__ import annotations
 
 import contextlib
+import difflib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,9 +57,13 @@ class PassagesGroup(PlainGroup):
     """`passages search ...` searches; `passages [PROJECT]` is the stage."""
 
     def parse_args(self, ctx, args):
-        if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
+        if not args or not (args[0] in ("--help", "-h") or self._means_a_command(args[0])):
             args = ["stage", *args]
         return super().parse_args(ctx, args)
+
+    def _means_a_command(self, word: str) -> bool:
+        """A mistyped one too, which is then told as such."""
+        return not Path(word).suffix and bool(difflib.get_close_matches(word, self.commands))
 
 
 app = typer.Typer(cls=RootGroup, name="culturemanager", no_args_is_help=True, add_completion=False,
@@ -90,7 +95,8 @@ def execute(arguments: list[str], debug: bool = False) -> int:
         if not error.format_message().strip():  # a group without a command has shown its help
             return 0
         told = getattr(getattr(error, "ctx", None), "command_path", "culturemanager")
-        note(f"error: {' '.join(error.format_message().split())} See `{told} --help`.")
+        message = " ".join(error.format_message().split())
+        note(f"error: {message}{'' if message[-1] in '.?!' else '.'} See `{told} --help`.")
         return error.exit_code
     except Exception as error:
         if debug:

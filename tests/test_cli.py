@@ -80,6 +80,7 @@ def test_commands_are_listed_in_the_order_of_use(capsys: pytest.CaptureFixture[s
     (["ask"], "TEXT"),
     (["adapters", "promote"], "NAME"),
     (["passages", "search"], "TEXT"),
+    (["passages", "sarch", "tipping"], "did you mean 'search'"),
     (["run", "a.yaml", "b.yaml"], "b.yaml"),
     (["passages", "search", "x", "--limit", "0"], "--limit"),
 ])
