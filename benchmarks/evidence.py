@@ -26,7 +26,7 @@ from culturemanager import cluster, console
 from culturemanager import project as projects
 from culturemanager.config import Project
 from culturemanager.evaluation.baselines import SYSTEMS
-from culturemanager.evaluation.runner import Evaluation
+from culturemanager.evaluation.runner import SUBJECT, Evaluation
 from culturemanager.storage import write_json
 
 SHARED_STAGES = ("queries", "pages", "passages", "index", "examples")
@@ -72,15 +72,20 @@ def combine(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     summaries = [dict(evaluation.summary) for evaluation in evaluations]
     combined = dict(summaries[0]) | {"seed": list(range(len(summaries)))}
     combined["systems"] = {name: _mean_of([s["systems"][name] for s in summaries]) for name in summaries[0]["systems"]}
-    for name in combined["systems"]:
-        combined["systems"][name]["interval"] = _interval(evaluations, name)
-        combined["systems"][name]["by_seed"] = [s["systems"][name]["accuracy"] for s in summaries]
+    ours = combined["systems"][SUBJECT]
+    means = {name: _resampled(evaluations, name) for name in combined["systems"]}
+    for name, system in combined["systems"].items():
+        system["interval"] = _interval(means[name])
+        system["by_seed"] = [s["systems"][name]["accuracy"] for s in summaries]
+    combined["differences"] = {
+        name: {"difference": round(ours["accuracy"] - combined["systems"][name]["accuracy"], 4),
+               "interval": _interval(means[SUBJECT] - means[name])}
+        for name in means if name != SUBJECT}
     for key in ("router", "interference"):
         combined[key] = _mean_of([s[key] for s in summaries])
     combined["interval"] = {"method": "percentile bootstrap, items resampled within culture, and seeds", "level": 0.95,
                             "resamples": RESAMPLES}
-    for key in ("differences", "adapters"):
-        combined.pop(key, None)
+    combined.pop("adapters", None)
     return combined
 
 
@@ -95,8 +100,11 @@ def _mean_of(values: Sequence[Any]) -> Any:
     return values[0]
 
 
-def _interval(evaluations: Sequence[Evaluation], system: str) -> list[float]:
-    """95% of the culture means when items are drawn again within each culture, and seeds among themselves."""
+def _resampled(evaluations: Sequence[Evaluation], system: str) -> np.ndarray:
+    """[RESAMPLES], culture means when items are drawn again within each culture, and seeds among themselves.
+
+    The draws are the same for every system, so that two systems' means can be subtracted.
+    """
     tables = []
     for evaluation in evaluations:
         scores = sorted((a.score for a in evaluation.answers if a.score.system == system), key=lambda s: s.item_id)
@@ -110,6 +118,11 @@ def _interval(evaluations: Sequence[Evaluation], system: str) -> list[float]:
         seeds = random.integers(len(correct), size=len(correct))
         drawn = [group[random.integers(len(group), size=len(group))] for group in groups]
         means.append(np.mean([correct[np.ix_(seeds, own)].mean() for own in drawn]))
+    return np.array(means)
+
+
+def _interval(means: np.ndarray) -> list[float]:
+    """What holds 95% of them."""
     return [round(float(value), 4) for value in np.percentile(means, [2.5, 97.5])]
 
 

@@ -14,6 +14,8 @@ protect_token()
 
 import pytest  # noqa: E402
 
+from tests.few_items import write_few_items  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def ray_cluster():
@@ -41,8 +43,11 @@ tasks: [{tasks}/acceptability.yaml, {tasks}/choice.yaml, {tasks}/advice.yaml]
 pages: {{per_culture: 8}}
 examples: {{per_culture_and_task: 20, validation_share: 0.3}}
 training: {{epochs: 1, batch_size: 8, last_layers: 8, checkpoint_every: 2}}
-evaluation: {{systems: [base, retrieval, culturemanager, oracle], bootstrap: 100, max_new_tokens: 12}}
+evaluation:
+  {{items: items.jsonl, systems: [base, retrieval, culturemanager, oracle], bootstrap: 100, interference_items: 4,
+    max_new_tokens: 12}}
 serving: {{port: 8431}}
 """)
+    write_few_items(path.parent / "items.jsonl")
     project.run(project.load(path))
     return path

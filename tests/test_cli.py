@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from culturemanager import cli, cluster, console, doctor, errors
 from culturemanager.errors import ConfigError, EmbeddingError, SynthesisError
+from tests.few_items import write_few_items
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = """\
@@ -31,7 +32,7 @@ tasks: [tasks/acceptability.yaml, tasks/choice.yaml]
 queries: {per_task: 3, agnostic: 2}
 examples: {per_culture_and_task: 40}
 training: {rank: 4, epochs: 1, last_layers: 4}
-evaluation: {systems: [base, culturemanager], bootstrap: 100}
+evaluation: {items: items.jsonl, systems: [base, culturemanager], bootstrap: 100, interference_items: 4}
 """
 
 
@@ -55,6 +56,7 @@ def project(tmp_path: Path) -> Path:
     """A started project with the small settings."""
     assert cli.execute(["init", str(tmp_path / "project.yaml")]) == 0
     (tmp_path / "project.yaml").write_text(SMALL)
+    write_few_items(tmp_path / "items.jsonl")
     return tmp_path / "project.yaml"
 
 
@@ -446,6 +448,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, s
     folder = tmp_path_factory.mktemp("small")
     assert cli.execute(["init", str(folder / "project.yaml")]) == 0
     (folder / "project.yaml").write_text(SMALL)
+    write_few_items(folder / "items.jsonl")
     yield folder / "project.yaml", command("run", folder / "project.yaml")
 
 

@@ -22,6 +22,7 @@ import pytest
 
 from culturemanager import cluster, config, starter
 from culturemanager.artifacts import workspace
+from tests.few_items import write_few_items
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY = Path(sys.executable).parent / "ray"
@@ -34,7 +35,7 @@ tasks: [tasks/acceptability.yaml]
 queries: {per_task: 3, agnostic: 2}
 examples: {per_culture_and_task: 40}
 training: {rank: 4, epochs: 1, last_layers: 4}
-evaluation: {systems: [base, culturemanager], bootstrap: 100}
+evaluation: {items: items.jsonl, systems: [base, culturemanager], bootstrap: 100, interference_items: 4}
 """
 
 
@@ -146,6 +147,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     starter.write(folder / "project.yaml")
     (folder / "project.yaml").write_text(SMALL)
+    write_few_items(folder / "items.jsonl")
     return folder
 
 

@@ -1,0 +1,56 @@
+"""The evidence over seeds: one table in the shape of one seed's scores."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import pytest
+
+from benchmarks.evidence import combine, table
+from culturemanager.evaluation.baselines import SYSTEMS
+from culturemanager.evaluation.runner import SUBJECT, Evaluation
+from tests.evaluation_world import ScriptedEngine, knowledge, run, world
+
+
+@pytest.fixture(scope="module")
+def seeds() -> list[Evaluation]:
+    """Three trainings, each of which knows a little more than the one before."""
+    place = world()
+    return [run(place, ScriptedEngine(place.items, place.tasks, place.tokenizer,
+                                      lambda *asked, more=more: knowledge(*asked) + more), seed=seed)
+            for seed, more in enumerate((0.0, 0.05, 0.1))]
+
+
+def test_one_seed_keeps_its_scores(seeds: list[Evaluation]) -> None:
+    combined, alone = combine(seeds[:1]), seeds[0].summary
+    assert set(combined) == set(alone) - {"adapters"}
+    for name, system in combined["systems"].items():
+        assert system["accuracy"] == pytest.approx(alone["systems"][name]["accuracy"], abs=1e-4)
+        assert system["by_seed"] == [alone["systems"][name]["accuracy"]]
+        assert system["interval"] == pytest.approx(alone["systems"][name]["interval"], abs=0.04)  # other draws of the items
+    for name, against in combined["differences"].items():
+        assert against["difference"] == pytest.approx(alone["differences"][name]["difference"], abs=1e-3)
+        assert against["interval"] == pytest.approx(alone["differences"][name]["interval"], abs=0.04)
+
+
+def test_accuracies_and_differences_are_means_over_the_seeds(seeds: list[Evaluation]) -> None:
+    combined = combine(seeds)
+    means = {name: fmean(seed.summary["systems"][name]["accuracy"] for seed in seeds) for name in SYSTEMS}
+    assert {name: system["accuracy"] for name, system in combined["systems"].items()} == pytest.approx(means, abs=1e-4)
+    assert set(combined["differences"]) == set(SYSTEMS) - {SUBJECT}
+    for name, against in combined["differences"].items():
+        assert against["difference"] == pytest.approx(means[SUBJECT] - means[name], abs=1e-3)
+        assert against["interval"][0] <= against["difference"] <= against["interval"][1]
+    assert combined["seed"] == [0, 1, 2]
+
+
+def test_seeds_that_differ_widen_the_interval(seeds: list[Evaluation]) -> None:
+    def width(evaluations: list[Evaluation]) -> float:
+        low, high = combine(evaluations)["systems"]["base"]["interval"]
+        return high - low
+
+    assert width([seeds[0], seeds[2]]) > width([seeds[0], seeds[0]])
+
+
+def test_the_table_shows_every_system(seeds: list[Evaluation]) -> None:
+    assert table(combine(seeds)).row_count == len(SYSTEMS)
