@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -72,13 +73,12 @@ def combine(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     summaries = [dict(evaluation.summary) for evaluation in evaluations]
     combined = dict(summaries[0]) | {"seed": list(range(len(summaries)))}
     combined["systems"] = {name: _mean_of([s["systems"][name] for s in summaries]) for name in summaries[0]["systems"]}
-    ours = combined["systems"][SUBJECT]
     means = {name: _resampled(evaluations, name) for name in combined["systems"]}
     for name, system in combined["systems"].items():
         system["interval"] = _interval(means[name])
         system["by_seed"] = [s["systems"][name]["accuracy"] for s in summaries]
     combined["differences"] = {
-        name: {"difference": round(ours["accuracy"] - combined["systems"][name]["accuracy"], 4),
+        name: {"difference": round(fmean(s["differences"][name]["difference"] for s in summaries), 4),
                "interval": _interval(means[SUBJECT] - means[name])}
         for name in means if name != SUBJECT}
     for key in ("router", "interference"):
@@ -127,19 +127,20 @@ def _interval(means: np.ndarray) -> list[float]:
 
 
 def table(figures: dict[str, Any]) -> Table:
-    """Systems with mean accuracy, interval and range over seeds."""
-    shown = Table(title=f"Mean accuracy over {len(figures['cultures'])} cultures and {len(figures['seed'])} seeds")
-    for column in ("system", "accuracy", "95% interval", "lowest and highest seed", *figures["tasks"]):
-        shown.add_column(column, justify="left" if column == "system" else "right")
+    """Systems with mean accuracy, its interval, the lowest and the highest seed, and each task, in percent."""
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="underline", caption_justify="left",
+                  caption=f"accuracy in percent, {len(figures['cultures'])} cultures, seeds: {len(figures['seed'])}")
+    for column in ("system", "all", "95%", "seeds", *figures["tasks"]):
+        shown.add_column(column, justify="left" if column == "system" else "right", no_wrap=True)
     for name, system in figures["systems"].items():
-        low, high = system["interval"]
-        by_task = [
-            f"{system['by_task'][task]['accuracy'] if isinstance(system['by_task'][task], dict) else system['by_task'][task]:.2f}"
-            for task in figures["tasks"]
-        ]
-        shown.add_row(SYSTEMS[name].label, f"{system['accuracy']:.3f}", f"{low:.3f} to {high:.3f}",
-                      f"{min(system['by_seed']):.3f}, {max(system['by_seed']):.3f}", *by_task)
+        shown.add_row(name, f"{100 * system['accuracy']:.1f}", _percents(*system["interval"]),
+                      _percents(min(system["by_seed"]), max(system["by_seed"])),
+                      *[f"{100 * system['by_task'][task]:.0f}" for task in figures["tasks"]])
     return shown
+
+
+def _percents(low: float, high: float) -> str:
+    return f"{100 * low:.0f}\u2013{100 * high:.0f}"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def percent(share: float) -> str:
 
 def points(share: float, sign: bool = True) -> str:
     """0.0812 gives "+8.1"; percentage points."""
-    return f"{100 * share:+.1f}".replace("-", "\u2212") if sign else f"{100 * abs(share):.1f}"
+    return f"{100 * share:+z.1f}".replace("-", "\u2212") if sign else f"{100 * abs(share):.1f}"
 
 
 def span(interval: Sequence[float]) -> str:
