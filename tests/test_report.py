@@ -16,7 +16,7 @@ from rich.console import Console
 from culturemanager.errors import CorruptFileError
 from culturemanager.evaluation.baselines import SYSTEMS
 from culturemanager.evaluation.charts import heat_level
-from culturemanager.evaluation.findings import headline, sample
+from culturemanager.evaluation.findings import headline, points, sample
 from culturemanager.evaluation.provenance import Sources, StageCount, read_sources
 from culturemanager.evaluation.report import comparison_table, render_report, write_report
 from culturemanager.evaluation.runner import Evaluation, save
@@ -80,6 +80,10 @@ def images(page) -> list[str]:
 
 
 # ---- one file, safe to open
+
+
+def test_a_difference_of_nothing_has_no_minus():
+    assert [points(share) for share in (-0.0, -0.0002, 0.0812, -0.0222)] == ["+0.0", "+0.0", "+8.1", "\u22122.2"]
 
 
 def test_nothing_in_it_comes_from_elsewhere(page):
