@@ -15,7 +15,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,12 @@ from benchmarks.circumstances import circumstances
 from culturemanager import cluster, console
 from culturemanager import project as projects
 from culturemanager.config import Project
+from culturemanager.evaluation import metrics
 from culturemanager.evaluation.baselines import SYSTEMS
 from culturemanager.evaluation.runner import SUBJECT, Evaluation
 from culturemanager.storage import write_json
 
 SHARED_STAGES = ("queries", "pages", "passages", "index", "examples")
-RESAMPLES = 2000
 
 
 def main() -> None:
@@ -73,18 +72,18 @@ def combine(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     summaries = [dict(evaluation.summary) for evaluation in evaluations]
     combined = dict(summaries[0]) | {"seed": list(range(len(summaries)))}
     combined["systems"] = {name: _mean_of([s["systems"][name] for s in summaries]) for name in summaries[0]["systems"]}
-    means = {name: _resampled(evaluations, name) for name in combined["systems"]}
+    resamples = combined["interval"]["resamples"]
+    means = dict(zip(combined["systems"], _resampled(evaluations, list(combined["systems"]), resamples), strict=True))
     for name, system in combined["systems"].items():
-        system["interval"] = _interval(means[name])
+        system["interval"] = metrics.interval(means[name])
         system["by_seed"] = [s["systems"][name]["accuracy"] for s in summaries]
-    combined["differences"] = {
-        name: {"difference": round(fmean(s["differences"][name]["difference"] for s in summaries), 4),
-               "interval": _interval(means[SUBJECT] - means[name])}
-        for name in means if name != SUBJECT}
+    combined["differences"] = {name: {"difference": _mean_of([s["differences"][name]["difference"] for s in summaries]),
+                                      "interval": metrics.interval(means[SUBJECT] - means[name])}
+                               for name in means if name != SUBJECT}
     for key in ("router", "interference"):
         combined[key] = _mean_of([s[key] for s in summaries])
-    combined["interval"] = {"method": "percentile bootstrap, items resampled within culture, and seeds", "level": 0.95,
-                            "resamples": RESAMPLES}
+    combined["interval"] = {"method": "percentile bootstrap, items resampled within culture, and seeds", "level": metrics.LEVEL,
+                            "resamples": resamples}
     combined.pop("adapters", None)
     return combined
 
@@ -96,34 +95,24 @@ def _mean_of(values: Sequence[Any]) -> Any:
     if isinstance(values[0], list) and values[0] and all(isinstance(v, (int, float)) for v in values[0]):
         return [_mean_of(list(column)) for column in zip(*values, strict=True)]
     if isinstance(values[0], (int, float)) and not isinstance(values[0], bool):
-        return round(sum(values) / len(values), 4)
+        return round(sum(values) / len(values), 6)
     return values[0]
 
 
-def _resampled(evaluations: Sequence[Evaluation], system: str) -> np.ndarray:
-    """[RESAMPLES], culture means when items are drawn again within each culture, and seeds among themselves.
+def _resampled(evaluations: Sequence[Evaluation], systems: Sequence[str], resamples: int) -> np.ndarray:
+    """[systems, resamples], culture means of items drawn again within each culture, and of seeds drawn again.
 
     The draws are the same for every system, so that two systems' means can be subtracted.
     """
-    tables = []
-    for evaluation in evaluations:
-        scores = sorted((a.score for a in evaluation.answers if a.score.system == system), key=lambda s: s.item_id)
-        cultures = np.array([score.culture for score in scores])
-        tables.append(np.array([score.correct for score in scores], dtype=float))
-    correct = np.stack(tables)
-    random = np.random.default_rng(0)
-    groups = [np.flatnonzero(cultures == culture) for culture in sorted(set(cultures))]
-    means = []
-    for _ in range(RESAMPLES):
-        seeds = random.integers(len(correct), size=len(correct))
-        drawn = [group[random.integers(len(group), size=len(group))] for group in groups]
-        means.append(np.mean([correct[np.ix_(seeds, own)].mean() for own in drawn]))
-    return np.array(means)
-
-
-def _interval(means: np.ndarray) -> list[float]:
-    """What holds 95% of them."""
-    return [round(float(value), 4) for value in np.percentile(means, [2.5, 97.5])]
+    scores = [{(answer.score.system, answer.score.item_id): answer.score for answer in evaluation.answers}
+              for evaluation in evaluations]
+    items = [(item, score.culture) for (system, item), score in scores[0].items() if system == systems[0]]
+    correct = np.array([[of[system, item].correct for item, _ in items] for system in systems for of in scores])
+    cultures = list(dict.fromkeys(culture for _, culture in items))
+    samples = metrics.bootstrap(correct, np.array([cultures.index(culture) for _, culture in items]), resamples, seed=0)
+    means = samples.mean(1).reshape(len(systems), len(scores), resamples)
+    drawn = np.random.default_rng(1).integers(len(scores), size=(len(scores), resamples))
+    return np.take_along_axis(means, drawn[None], axis=1).mean(1)
 
 
 def table(figures: dict[str, Any]) -> Table:

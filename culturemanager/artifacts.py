@@ -96,9 +96,10 @@ def require_version(project: Project, name: str) -> None:
     known = [version.name for version in registry(project).versions()]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"Nearest: {', '.join(near)}." if near else f"There are: {', '.join(known)}."
-        if not known:
-            hint = "`culturemanager train` makes them."
+        if near:
+            hint = f"Nearest: {', '.join(near)}."
+        else:
+            hint = f"There are: {', '.join(known)}." if known else "`culturemanager train` makes them."
         raise ConfigError(f"adapter version {name!r}: there is none of that name in {registry(project).folder}. {hint}")
 
 

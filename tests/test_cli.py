@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -51,13 +50,18 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[i
     return code, line
 
 
+def start(folder: Path) -> Path:
+    """A started project with the small settings."""
+    path = folder / "project.yaml"
+    assert cli.execute(["init", str(path)]) == 0
+    path.write_text(SMALL)
+    write_few_items(folder / "items.jsonl")
+    return path
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A started project with the small settings."""
-    assert cli.execute(["init", str(tmp_path / "project.yaml")]) == 0
-    (tmp_path / "project.yaml").write_text(SMALL)
-    write_few_items(tmp_path / "items.jsonl")
-    return tmp_path / "project.yaml"
+    return start(tmp_path)
 
 
 # Parsing
@@ -443,13 +447,10 @@ def test_rows_of_a_task_that_is_not_there_are_an_error(project: Path, capsys: py
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """Two cultures through every stage, with the embedded model."""
-    folder = tmp_path_factory.mktemp("small")
-    assert cli.execute(["init", str(folder / "project.yaml")]) == 0
-    (folder / "project.yaml").write_text(SMALL)
-    write_few_items(folder / "items.jsonl")
-    yield folder / "project.yaml", command("run", folder / "project.yaml")
+    path = start(tmp_path_factory.mktemp("small"))
+    return path, command("run", path)
 
 
 def test_run_ends_with_the_table_the_report_and_how_to_serve(finished) -> None:

@@ -122,7 +122,7 @@ def _pack_shape(folder: Path, model: PreTrainedModel, jobs: Sequence[AdapterJob]
     path = folder / PACK
     if path.exists():
         decided = json.loads(path.read_text())
-        at_once, keep_states = decided["at_once"], decided.get("keep_states", False)  # not written down before it was decided
+        at_once, keep_states = decided["at_once"], decided.get("keep_states", False)  # older packs do not say
     else:
         loaded = base_bytes(model) if model.device.type == device else 0
         plan = plan_pack(model, jobs, targets, memory_of_a_worker(device, config) + loaded, config)
