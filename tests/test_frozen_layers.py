@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM, GemmaConfig, GemmaForCausalLM
@@ -13,6 +15,7 @@ from culturemanager.training import frozen_layers
 from culturemanager.training.frozen_layers import FrozenLayers
 from culturemanager.training.loop import AdapterJob, PackTrainer, PlainEngine
 from culturemanager.training.rows import tokenise
+from culturemanager.training.states_folder import STATES
 from tests.test_training import assert_same_adapter, pairs
 from tests.tiny_model import build_tiny_model
 
@@ -22,12 +25,12 @@ def folder(tmp_path_factory):
     return build_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def build_trainer(folder, epochs: int = 3, keep_states: bool = True) -> PackTrainer:
+def build_trainer(folder, epochs: int = 3, keep_states: bool = True, checkpoints: Path | None = None) -> PackTrainer:
     model, tokenizer = load_base_model(folder)
     jobs = [AdapterJob(name, tokenise(tokenizer, pairs(20, seed), 64)[0], tokenise(tokenizer, pairs(6, 50 + seed), 64)[0],
                        AdapterShape(4, 8, dropout=0.1), seed, epochs, 4, 5e-3) for seed, name in enumerate(("turkey", "greece"))]
     bank = AdapterBank(model, slots=2, max_rank=4, targets=on_last_layers(model, 1))
-    return PackTrainer(bank, jobs, PlainEngine, tokenizer.pad_token_id, keep_states=keep_states)
+    return PackTrainer(bank, jobs, PlainEngine, tokenizer.pad_token_id, checkpoints, keep_states=keep_states)
 
 
 def count_forwards(module: torch.nn.Module) -> list[int]:
@@ -48,7 +51,7 @@ def test_the_frozen_layers_see_an_adapter_s_rows_once(folder):
 
 
 def test_the_rows_that_have_been_through_are_told_before_the_first_step(folder, monkeypatch):
-    monkeypatch.setattr(frozen_layers, "ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(frozen_layers, "TOKENS_AT_ONCE_ON_CPU", 100)
     trainer = build_trainer(folder)
     told: list[object] = []
     trainer.run(lambda state: told.append(state["step"]), lambda done, total: told.append((done, total)))
@@ -69,6 +72,48 @@ def test_training_from_kept_states_ends_where_it_ends_without_them(folder):
     for name in ("turkey", "greece"):
         assert_same_adapter(kept, computed, name, 1e-4)
         assert kept.progress[name].validation_losses == pytest.approx(computed.progress[name].validation_losses, rel=1e-4)
+
+
+def test_an_interrupted_training_goes_on_from_the_states_it_has_kept(folder, tmp_path):
+    undisturbed = build_trainer(folder)
+    undisturbed.run()
+    interrupted = build_trainer(folder, checkpoints=tmp_path)
+    for _ in range(3):
+        interrupted.train_step()
+    interrupted.save()
+    resumed = build_trainer(folder, checkpoints=tmp_path)
+    below = count_forwards(resumed.bank.model.model.layers[0])
+    told: list[tuple[int, int]] = []
+    resumed.run(report_frozen=lambda done, total: told.append((done, total)))
+    rows = sum(len({*job.train, *job.validation}) for job in resumed.jobs.values())
+    assert resumed.step_number == undisturbed.step_number and below == [] and told[-1] == (rows, rows)
+    for name in ("turkey", "greece"):
+        assert_same_adapter(undisturbed, resumed, name, 1e-6)
+    assert not (tmp_path / STATES).exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "no sum"])
+def test_states_that_are_not_whole_are_computed_again(folder, tmp_path, damage):
+    first = build_trainer(folder, checkpoints=tmp_path)
+    first.train_step()
+    file = tmp_path / STATES / "greece.safetensors"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-8])
+    elif damage == "changed":
+        file.write_bytes(file.read_bytes()[:-8] + b"\x01" * 8)
+    else:
+        file.with_suffix(".json").unlink()
+    again = build_trainer(folder, checkpoints=tmp_path)
+    below = count_forwards(again.bank.model.model.layers[0])
+    losses = again.train_step()
+    assert below and losses == pytest.approx(build_trainer(folder).train_step(), rel=1e-6)
+
+
+def test_states_that_cannot_be_written_are_kept_in_memory(folder, tmp_path):
+    (tmp_path / STATES).write_text("no folder")
+    trainer = build_trainer(folder, checkpoints=tmp_path)
+    trainer.run()
+    assert all(progress.stopped == "finished" for progress in trainer.progress.values())
 
 
 def test_one_epoch_keeps_nothing(folder):

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from culturemanager.adapters.bank import AdapterBank
-from culturemanager.training.rows import Batch, TokenRow, collate
+from culturemanager.training.rows import Batch, TokenRow, behind_each_other, collate
+from culturemanager.training.states_folder import StatesFolder
 from culturemanager.training.trunk import probe_rows, same, trunk_output
 
-ROWS_AT_ONCE = 64
+TOKENS_AT_ONCE = 8192
+TOKENS_AT_ONCE_ON_CPU = 512
+"""What more tokens leave between two operations falls out of the caches."""
 
 
 def decoder_layers(bank: AdapterBank) -> tuple[list[nn.Module], int]:
@@ -38,23 +41,30 @@ class FrozenLayers:
         products: type of the matrix products, as in training.
         pad_id: token that fills short sequences.
         capacity: tokens up to which rows share a sequence.
+        folder: keeps the states for a run that goes on after an interruption; None: memory alone does.
     """
 
-    def __init__(self, bank: AdapterBank, products: torch.dtype, pad_id: int, capacity: int) -> None:
+    def __init__(self, bank: AdapterBank, products: torch.dtype, pad_id: int, capacity: int,
+                 folder: StatesFolder | None = None) -> None:
         self._model = bank.model
         self._layers, self._below = decoder_layers(bank)
         self._products, self._pad_id, self._capacity = products, pad_id, capacity
+        self._folder = folder
+        self._names: dict[int, str] = {}
         self._rows: dict[int, Sequence[TokenRow]] = {}
+        """Of adapters put in, and not computed yet."""
         self._kept: dict[tuple[int, TokenRow], Tensor] = {}
 
     def usable(self) -> bool:
         """Whether layers lie below the adapters, and a pass may begin above them."""
         return self._below > 0 and self._halves_make_a_whole()
 
-    def put(self, slot: int, rows: Sequence[TokenRow]) -> None:
+    def put(self, slot: int, name: str, rows: Sequence[TokenRow]) -> None:
         """The rows of the adapter that lies in a slot now, those of training and those of validation."""
         self._kept = {key: states for key, states in self._kept.items() if key[0] != slot}
-        self._rows[slot] = rows
+        if self._folder and slot in self._names:
+            self._folder.remove(self._names[slot])
+        self._names[slot], self._rows[slot] = name, rows
 
     @torch.no_grad()
     def _halves_make_a_whole(self) -> bool:
@@ -84,9 +94,8 @@ class FrozenLayers:
         self._rows = {}
         done, total = 0, sum(map(len, ordered.values()))
         for slot, rows in ordered.items():
-            for start in range(0, len(rows), ROWS_AT_ONCE):
-                self._keep(slot, rows[start:start + ROWS_AT_ONCE])
-                done += len(rows[start:start + ROWS_AT_ONCE])
+            for kept in self._keep_all(slot, rows):
+                done += kept
                 if report:
                     report(done, total)
 
@@ -97,6 +106,20 @@ class FrozenLayers:
         for place, row in zip(batch.places, kept, strict=True):
             states[place.sequence, place.start:place.start + len(row)] = row
         return replace(batch, states=states)
+
+    def _keep_all(self, slot: int, rows: Sequence[TokenRow]) -> Iterator[int]:
+        """Numbers of rows, as they are kept: all at once where an interrupted run has left their states, else pass by pass."""
+        name, device = self._names[slot], self._model.device
+        found = self._folder.load(name, [len(row.ids) for row in rows], device) if self._folder else None
+        if found is not None:
+            self._kept |= {(slot, row): states for row, states in zip(rows, found, strict=True)}
+            yield len(rows)
+            return
+        for part in behind_each_other(rows, TOKENS_AT_ONCE_ON_CPU if device.type == "cpu" else TOKENS_AT_ONCE):
+            self._keep(slot, part)
+            yield len(part)
+        if self._folder:
+            self._folder.save(name, [self._kept[slot, row] for row in rows])
 
     @torch.no_grad()
     def _keep(self, slot: int, rows: Sequence[TokenRow]) -> None:

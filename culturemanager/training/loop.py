@@ -23,6 +23,7 @@ from culturemanager.training.job import AdapterJob, Progress
 from culturemanager.training.loss import SEQUENCE_TOKENS, PackLoss, rows_share_sequences
 from culturemanager.training.optimizer import PackedAdamW, learning_rate
 from culturemanager.training.rows import Batch, TokenRow, collate, epoch_batches
+from culturemanager.training.states_folder import STATES, StatesFolder
 
 EVALUATION_ROWS = 64
 
@@ -53,6 +54,8 @@ class PackTrainer:
         self.step_number = 0
         self.tokens = 0
         self._rank, self._world = _rank_and_world()
+        # Of several workers each computes all rows, and keeps them in its memory alone.
+        self._states_folder = StatesFolder(checkpoint_folder / STATES) if checkpoint_folder and self._world == 1 else None
         restored = newest_whole_checkpoint(checkpoint_folder) if checkpoint_folder else None
         self.origin = restored.origin if restored else ""
         """Which checkpoint the run goes on from, for whoever watches; empty at the beginning."""
@@ -102,7 +105,7 @@ class PackTrainer:
         self.optimizer.weight_decay[slot], self.optimizer.clip_norm[slot] = job.weight_decay, job.clip_norm
         self._batches[job.name] = self._remaining(job.name)
         if self._frozen:
-            self._frozen.put(slot, [*job.train, *job.validation])
+            self._frozen.put(slot, job.name, [*job.train, *job.validation])
 
     def _frozen_layers(self, products: torch.dtype) -> FrozenLayers | None:
         """What keeps the outputs below the adapters, where that saves work.
@@ -111,11 +114,11 @@ class PackTrainer:
         """
         if max(job.epochs for job in self.jobs.values()) <= self._world:
             return None
-        layers = FrozenLayers(self.bank, products, self.pad_id, self._capacity)
+        layers = FrozenLayers(self.bank, products, self.pad_id, self._capacity, self._states_folder)
         if not layers.usable():
             return None
-        for name, slot in self._slots.items():
-            layers.put(slot, [*self.jobs[name].train, *self.jobs[name].validation])
+        for name in self.active:
+            layers.put(self._slots[name], name, [*self.jobs[name].train, *self.jobs[name].validation])
         return layers
 
     def _collated(self, rows: Sequence[tuple[int, TokenRow]]) -> list[Batch]:
@@ -161,6 +164,8 @@ class PackTrainer:
                         "tokens_per_second": self.tokens / seconds})
         if self.checkpoint_folder:
             self.save()
+        if self._states_folder:
+            self._states_folder.clear()
 
     def train_step(self) -> dict[str, float]:
         """One step of every active adapter.

@@ -186,9 +186,9 @@ def _filled(rows: Sequence[TokenRow], capacity: int) -> list[list[TokenRow]]:
 
 def _even(rows: Sequence[TokenRow], capacity: int) -> list[list[TokenRow]]:
     """The rows in no more sequences than `capacity` needs, and these as even as that allows."""
-    fewest = len(_behind_each_other(rows, capacity))
-    even = bisect.bisect_left(range(capacity), True, key=lambda room: len(_behind_each_other(rows, room)) <= fewest)
-    return _behind_each_other(rows, even)
+    fewest = len(behind_each_other(rows, capacity))
+    even = bisect.bisect_left(range(capacity), True, key=lambda room: len(behind_each_other(rows, room)) <= fewest)
+    return behind_each_other(rows, even)
 
 
 def _cost(sequences: Sequence[Sequence[TokenRow]]) -> float:
@@ -197,8 +197,8 @@ def _cost(sequences: Sequence[Sequence[TokenRow]]) -> float:
     return len(sequences) * longest * (1 + longest / ATTENTION_TOKENS)
 
 
-def _behind_each_other(rows: Sequence[TokenRow], capacity: int) -> list[list[TokenRow]]:
-    """Each row put behind the one before while the sequence has room."""
+def behind_each_other(rows: Sequence[TokenRow], capacity: int) -> list[list[TokenRow]]:
+    """The rows in their order, in sequences of up to `capacity` tokens, or of one row that has more."""
     sequences: list[list[TokenRow]] = []
     room = 0
     for row in rows:
