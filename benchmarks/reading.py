@@ -1,12 +1,13 @@
 """How well the bare base reads: questions with the very sentence that answers them in the prompt.
 
     python -m benchmarks.reading --json benchmarks/results/reading.json
+    python -m benchmarks.reading --rows wording
     python -m benchmarks.reading --rows validation     # after `make demo`
 
 A rival that is handed passages is only real if the base can use a passage. `items` are the evaluation
-items with the quotes of `tests/data/topics.json`, by which the embedded web was checked; `validation` are
-the rows that synthesis held back, with their own quotes: on these a warm-up is chosen, and never on the items.
-A validation row's free text is right if its words and the row's overlap by half (F1).
+items with the quotes of `tests/data/topics.json`, by which the embedded web was checked; `wording` are the questions of
+`benchmarks.wording`, and `validation` the rows that synthesis held back, both with their own quotes: on these a warm-up is
+chosen, and never on the items. A validation row's free text is right if its words and the row's overlap by half (F1).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from benchmarks.circumstances import circumstances
 from culturemanager import artifacts, prompts
 from culturemanager import project as projects
@@ -27,11 +30,13 @@ from culturemanager.base_model import load_base_model
 from culturemanager.chat import chat_ids
 from culturemanager.config import Project
 from culturemanager.inference.engine import Engine, GenerationRequest, ScoreRequest
-from culturemanager.records import Task
+from culturemanager.records import EvaluationItem, Task
 from culturemanager.storage import write_json
 from culturemanager.tasks import answers, is_correct, normalise, parse_answer, render
 
 TOPICS = Path("tests/data/topics.json")
+WORDING = Path("benchmarks/wording.jsonl")
+"""Evaluation items with a `quote` each, the sentence of a page that answers."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +47,19 @@ class Question:
     inputs: Mapping[str, Any]
     quote: str
     right: Callable[[str], bool]
+    culture: str
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", default="examples/etiquette.yaml", help="project file (default: %(default)s)")
-    parser.add_argument("--rows", choices=("items", "validation"), default="items", help="what is asked (default: %(default)s)")
+    parser.add_argument("--rows", choices=ROWS, default="items", help="what is asked (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     project = projects.load(arguments.project)
-    figures = measure(project, list(from_items(project) if arguments.rows == "items" else from_validation_rows(project)))
+    model, tokenizer = load_base_model(project.base_path, project.base.dtype)
+    figures = ask(Engine(model, tokenizer, AdapterBank(model, slots=1, max_rank=1)), tokenizer,
+                  list(ROWS[arguments.rows](project)), with_quote, max_new_tokens=project.evaluation.max_new_tokens)
     figures["measured"] = circumstances()
     if arguments.json:
         write_json(arguments.json, figures)
@@ -66,8 +74,23 @@ def from_items(project: Project) -> Iterator[Question]:
         stated = topics.get(item.topic, {}).get("cultures", {}).get(item.culture, {}).get("stated")
         if stated:
             task = tasks[item.task]
-            yield Question(task, item.inputs, stated[0]["quote"],
-                           lambda text, task=task, item=item: is_correct(task, item, parse_answer(task, item.inputs, text)))
+            yield _of_item(task, item, stated[0]["quote"])
+
+
+def from_wording(project: Project) -> Iterator[Question]:
+    """The questions in other people's words on the project's cultures."""
+    tasks = {task.id: task for task in artifacts.tasks(project)}
+    cultures = {culture.id for culture in artifacts.cultures(project)}
+    for line in map(json.loads, WORDING.read_text(encoding="utf-8").splitlines()):
+        quote = line.pop("quote")
+        item = EvaluationItem(**line)
+        if item.task in tasks and item.culture in cultures:
+            yield _of_item(tasks[item.task], item, quote)
+
+
+def _of_item(task: Task, item: EvaluationItem, quote: str) -> Question:
+    return Question(task, item.inputs, quote, lambda text: is_correct(task, item, parse_answer(task, item.inputs, text)),
+                    item.culture)
 
 
 def from_validation_rows(project: Project) -> Iterator[Question]:
@@ -75,7 +98,8 @@ def from_validation_rows(project: Project) -> Iterator[Question]:
     for row in artifacts.examples(project):
         if row.split == "validation":
             yield Question(tasks[row.task], row.inputs, row.quote,
-                           lambda text, row=row: text == row.completion or overlap(text, row.completion) >= 0.5)
+                           lambda text, row=row: text == row.completion or overlap(text, row.completion) >= 0.5,
+                           row.culture)
 
 
 def overlap(text: str, wanted: str) -> float:
@@ -84,20 +108,31 @@ def overlap(text: str, wanted: str) -> float:
     return 2 * (said & meant).total() / max(1, said.total() + meant.total())
 
 
-def measure(project: Project, questions: Sequence[Question]) -> dict[str, Any]:
-    """Share that the bare base answers right: `accuracy`, `by_task`, and how many were `asked` by task."""
-    model, tokenizer = load_base_model(project.base_path, project.base.dtype)
-    engine = Engine(model, tokenizer, AdapterBank(model, slots=1, max_rank=1))
+def bare_prompt(question: Question) -> str:
+    return render(question.task, question.inputs)
+
+
+def with_quote(question: Question) -> str:
+    return prompts.with_passages(bare_prompt(question), [question.quote])
+
+
+def ask(engine: Engine, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], prompt: Callable[[Question], str],
+        adapter: Callable[[Question], str] = lambda _: "", max_new_tokens: int = 32) -> dict[str, Any]:
+    """Share of the questions answered right: `accuracy`, `by_task`, and how many were `asked` by task.
+
+    Args:
+        adapter: name in the engine's bank of the one that is asked; empty for the bare base.
+    """
 
     def ids(question: Question) -> tuple[int, ...]:
-        return tuple(chat_ids(tokenizer, prompts.with_passages(render(question.task, question.inputs), [question.quote])))
+        return tuple(chat_ids(tokenizer, prompt(question)))
 
     closed = [question for question in questions if answers(question.task, question.inputs)]
     free = [question for question in questions if not answers(question.task, question.inputs)]
-    scored = [ScoreRequest(ids(question), answers(question.task, question.inputs)) for question in closed]
+    scored = [ScoreRequest(ids(question), answers(question.task, question.inputs), adapter(question)) for question in closed]
     said = [request.options[scores.index(max(scores))] for request, scores in zip(scored, engine.score(scored), strict=True)]
     said += [generation.text for generation in engine.generate(
-        [GenerationRequest(ids(question), max_new_tokens=project.evaluation.max_new_tokens) for question in free])]
+        [GenerationRequest(ids(question), adapter(question), max_new_tokens) for question in free])]
     asked, right = Counter(), Counter()
     for question, text in zip([*closed, *free], said, strict=True):
         asked[question.task.id] += 1
@@ -105,6 +140,9 @@ def measure(project: Project, questions: Sequence[Question]) -> dict[str, Any]:
     return {"accuracy": round(right.total() / asked.total(), 4), "asked": dict(asked),
             "by_task": {task: round(right[task] / number, 4) for task, number in asked.items()}}
 
+
+ROWS: Mapping[str, Callable[[Project], Iterator[Question]]] = {
+    "items": from_items, "wording": from_wording, "validation": from_validation_rows}
 
 if __name__ == "__main__":
     main()
