@@ -1,6 +1,8 @@
 """All ten systems over several seeds: the comparison that counts.
 
     python -m benchmarks.evidence --seeds 5 --json benchmarks/results/evidence.json
+    python -m benchmarks.evidence --first 3 --seeds 2 --json two.json      # seeds 3 and 4, on another machine
+    python -m benchmarks.evidence --finished runs/evidence/seed-* --json benchmarks/results/evidence.json   # put together
 
 Synthesis is deterministic and done once; each seed trains every adapter anew (its initial weights
 and the order of its rows) and draws new worked examples. The intervals of the combined table come
@@ -25,10 +27,11 @@ from benchmarks.circumstances import circumstances
 from culturemanager import cluster, console
 from culturemanager import project as projects
 from culturemanager.config import Project
+from culturemanager.errors import ConfigError, CultureManagerError
 from culturemanager.evaluation import metrics
 from culturemanager.evaluation.baselines import SYSTEMS
-from culturemanager.evaluation.runner import SUBJECT, Evaluation
-from culturemanager.storage import write_json
+from culturemanager.evaluation.runner import SUBJECT, Evaluation, load
+from culturemanager.storage import Workspace, write_json
 
 SHARED_STAGES = ("queries", "pages", "passages", "index", "examples")
 
@@ -36,26 +39,38 @@ SHARED_STAGES = ("queries", "pages", "passages", "index", "examples")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", default="benchmarks/evidence.yaml", help="project file (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="the first of them (default: %(default)s)")
     parser.add_argument("--workspace", default="runs/evidence", help="where the runs go (default: %(default)s)")
+    parser.add_argument("--finished", type=Path, nargs="+", metavar="WORKSPACE",
+                        help="workspaces of seeds that have ended, each one's own: they are put together, and nothing is run")
     parser.add_argument("--json", type=Path, required=True,
                         help="file for the figures; it has the shape of scores.json, without what belongs to one run")
     arguments = parser.parse_args()
     started = time.monotonic()
-    with cluster.connect():
-        evaluations = [run_seed(arguments.project, arguments.workspace, seed) for seed in range(arguments.seeds)]
-        figures = combine(evaluations)
+    try:
+        figures = combine(evaluations_of(arguments))
+    except CultureManagerError as error:
+        parser.exit(1, f"{error}\n")
     figures["measured"] = circumstances(seconds=round(time.monotonic() - started))
     write_json(arguments.json, figures)
     Console().print(table(figures))
 
 
+def evaluations_of(arguments: argparse.Namespace) -> list[Evaluation]:
+    """Each seed's, run now or before."""
+    if arguments.finished:
+        return [load(Workspace(str(folder)).stage("evaluation")) for folder in arguments.finished]
+    with cluster.connect():
+        return [run_seed(arguments.project, arguments.workspace, arguments.first + number) for number in range(arguments.seeds)]
+
+
 def run_seed(path: str, workspace: str, seed: int) -> Evaluation:
-    """One seed's whole run in a workspace of its own; synthesis is copied from the first seed's."""
+    """One seed's whole run in a workspace of its own; synthesis is copied from seed 0's, if that has been run here."""
     own = Path(workspace, f"seed-{seed}").resolve()
     first = Path(workspace, "seed-0").resolve()
     for stage in SHARED_STAGES:
-        if seed and not (own / stage / "manifest.json").exists():
+        if seed and (first / stage / "manifest.json").exists() and not (own / stage / "manifest.json").exists():
             shutil.copytree(first / stage, own / stage, dirs_exist_ok=True)
     project = load_project(path, own, seed)
     with console.progress() as report:
@@ -68,9 +83,14 @@ def load_project(path: str, workspace: Path, seed: int) -> Project:
 
 
 def combine(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """The mean over seeds in the shape of one seed's `scores.json`, with intervals over items and seeds."""
+    """The mean over seeds in the shape of one seed's `scores.json`, with intervals over items and seeds.
+
+    Raises:
+        ConfigError: the seeds were not asked the same items by the same systems, or a seed is there twice.
+    """
     summaries = [dict(evaluation.summary) for evaluation in evaluations]
-    combined = dict(summaries[0]) | {"seed": list(range(len(summaries)))}
+    _check_comparable(evaluations)
+    combined = dict(summaries[0]) | {"seed": [summary["seed"] for summary in summaries]}
     combined["systems"] = {name: _mean_of([s["systems"][name] for s in summaries]) for name in summaries[0]["systems"]}
     resamples = combined["interval"]["resamples"]
     means = dict(zip(combined["systems"], _resampled(evaluations, list(combined["systems"]), resamples), strict=True))
@@ -86,6 +106,18 @@ def combine(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
                             "resamples": resamples}
     combined.pop("adapters", None)
     return combined
+
+
+def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
+    seeds = [evaluation.summary["seed"] for evaluation in evaluations]
+    asked = [{(answer.score.system, answer.score.item_id) for answer in evaluation.answers} for evaluation in evaluations]
+    for seed, pairs in zip(seeds, asked, strict=True):
+        if seeds.count(seed) > 1:
+            raise ConfigError(f"seed {seed} is there {seeds.count(seed)} times; give each seed's workspace once.")
+        if pairs != asked[0]:
+            raise ConfigError(f"seed {seed} has {len(pairs)} answers, seed {seeds[0]} has {len(asked[0])}, and "
+                              f"{len(pairs ^ asked[0])} of them are in one only. Evaluate every seed with the same systems "
+                              "and items.")
 
 
 def _mean_of(values: Sequence[Any]) -> Any:

@@ -7,6 +7,7 @@ from statistics import fmean
 import pytest
 
 from benchmarks.evidence import combine, table
+from culturemanager.errors import ConfigError
 from culturemanager.evaluation.baselines import SYSTEMS
 from culturemanager.evaluation.runner import SUBJECT, Evaluation
 from tests.evaluation_world import ScriptedEngine, knowledge, run, world
@@ -45,7 +46,15 @@ def test_seeds_that_differ_widen_the_interval(seeds: list[Evaluation]) -> None:
         low, high = combine(evaluations)["systems"]["base"]["interval"]
         return high - low
 
-    assert width([seeds[0], seeds[2]]) > width([seeds[0], seeds[0]])
+    again = Evaluation(seeds[0].summary | {"seed": 7}, seeds[0].answers)
+    assert width([seeds[0], seeds[2]]) > width([seeds[0], again])
+
+
+def test_seeds_that_cannot_be_compared_are_refused(seeds: list[Evaluation]) -> None:
+    with pytest.raises(ConfigError, match="seed 0 is there 2 times"):
+        combine([seeds[0], seeds[0]])
+    with pytest.raises(ConfigError, match=r"seed 1 has \d+ answers, seed 0 has \d+, and 1 of them are in one only"):
+        combine([seeds[0], Evaluation(seeds[1].summary, seeds[1].answers[1:])])
 
 
 def test_the_table_shows_every_system(seeds: list[Evaluation]) -> None:
