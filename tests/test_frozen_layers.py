@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,6 +116,12 @@ def test_states_that_cannot_be_written_are_kept_in_memory(folder, tmp_path):
     trainer = build_trainer(folder, checkpoints=tmp_path)
     trainer.run()
     assert all(progress.stopped == "finished" for progress in trainer.progress.values())
+
+
+def test_states_leave_room_on_the_disk(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    build_trainer(folder, checkpoints=tmp_path).train_step()
+    assert list((tmp_path / STATES).iterdir()) == []
 
 
 def test_one_epoch_keeps_nothing(folder):

@@ -17,12 +17,15 @@ from culturemanager.errors import StorageError
 from culturemanager.storage import sha256_file, write_json
 
 STATES = "states"
+SHARE_OF_FREE_DISK = 0.25
+"""Checkpoints need room beside them."""
 
 
 class StatesFolder:
     """One safetensors file for each adapter, and beside it, written last, its SHA-256.
 
-    Nothing depends on these files: what is not there, or not whole, is computed, and what cannot be written is not kept.
+    Nothing depends on these files: what is not there, or not whole, is computed, and what cannot be written, or would
+    take more than a quarter of the free disk, is not kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,10 +33,12 @@ class StatesFolder:
 
     def save(self, name: str, states: Sequence[Tensor]) -> None:
         """Keep an adapter's states, each [tokens, hidden]."""
-        file = self._file(name)
+        file, whole = self._file(name), torch.cat(list(states)).cpu()
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            save_file({STATES: torch.cat(list(states)).cpu()}, file)
+            if whole.nbytes > SHARE_OF_FREE_DISK * shutil.disk_usage(self._path).free:
+                return
+            save_file({STATES: whole}, file)
             write_json(self._sum(name), {"sha256": sha256_file(file)})
         except (OSError, safetensors.SafetensorError, StorageError):
             self.remove(name)
