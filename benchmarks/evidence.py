@@ -70,7 +70,7 @@ def run_seed(path: str, workspace: str, seed: int) -> Evaluation:
     own = Path(workspace, f"seed-{seed}").resolve()
     first = Path(workspace, "seed-0").resolve()
     for stage in SHARED_STAGES:
-        if seed and (first / stage / "manifest.json").exists() and not (own / stage / "manifest.json").exists():
+        if (first / stage / "manifest.json").exists() and not (own / stage / "manifest.json").exists():
             shutil.copytree(first / stage, own / stage, dirs_exist_ok=True)
     project = load_project(path, own, seed)
     with console.progress() as report:

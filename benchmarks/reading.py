@@ -59,7 +59,7 @@ def main() -> None:
     project = projects.load(arguments.project)
     model, tokenizer = load_base_model(project.base_path, project.base.dtype)
     figures = ask(Engine(model, tokenizer, AdapterBank(model, slots=1, max_rank=1)), tokenizer,
-                  list(ROWS[arguments.rows](project)), with_quote, max_new_tokens=project.evaluation.max_new_tokens)
+                  list(ROWS[arguments.rows](project)), with_quote, project.evaluation.max_new_tokens)
     figures["measured"] = circumstances()
     if arguments.json:
         write_json(arguments.json, figures)
@@ -117,7 +117,7 @@ def with_quote(question: Question) -> str:
 
 
 def ask(engine: Engine, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], prompt: Callable[[Question], str],
-        adapter: Callable[[Question], str] = lambda _: "", max_new_tokens: int = 32) -> dict[str, Any]:
+        max_new_tokens: int, adapter: Callable[[Question], str] = lambda _: "") -> dict[str, Any]:
     """Share of the questions answered right: `accuracy`, `by_task`, and how many were `asked` by task.
 
     Args:

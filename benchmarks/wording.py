@@ -47,7 +47,7 @@ def main() -> None:
     model, tokenizer = load_base_model(project.base_path, project.base.dtype)
     trainer = train(project, sorted({question.culture for question in questions}), model, tokenizer)
     figures = ask(Engine(model, tokenizer, trainer.bank), tokenizer, questions, bare_prompt,
-                  adapter=lambda question: question.culture, max_new_tokens=project.evaluation.max_new_tokens)
+                  project.evaluation.max_new_tokens, adapter=lambda question: question.culture)
     figures["validation_loss"] = {name: progress.validation_losses for name, progress in trainer.progress.items()}
     figures["measured"] = circumstances(set=arguments.set)
     if arguments.json:

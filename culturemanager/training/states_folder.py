@@ -33,12 +33,12 @@ class StatesFolder:
 
     def save(self, name: str, states: Sequence[Tensor]) -> None:
         """Keep an adapter's states, each [tokens, hidden]."""
-        file, whole = self._file(name), torch.cat(list(states)).cpu()
+        file = self._file(name)
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            if whole.nbytes > SHARE_OF_FREE_DISK * shutil.disk_usage(self._path).free:
+            if sum(one.nbytes for one in states) > SHARE_OF_FREE_DISK * shutil.disk_usage(self._path).free:
                 return
-            save_file({STATES: whole}, file)
+            save_file({STATES: torch.cat([one.cpu() for one in states])}, file)
             write_json(self._sum(name), {"sha256": sha256_file(file)})
         except (OSError, safetensors.SafetensorError, StorageError):
             self.remove(name)
