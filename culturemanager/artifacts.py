@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from culturemanager.adapters.bank import AdapterBank
     from culturemanager.adapters.registry import AdapterRegistry
+    from culturemanager.evaluation.in_use import ServedSystem
     from culturemanager.evaluation.retrieval import PassageRetriever
     from culturemanager.inference.engine import Engine
     from culturemanager.providers.embedding import Embedder
@@ -147,8 +148,46 @@ def open_index(project: Project, embedder: Embedder) -> PassageIndex:
 def open_retriever(project: Project, embedder: Embedder) -> PassageRetriever:
     from culturemanager.evaluation.retrieval import PassageRetriever
 
-    texts = {passage.id: passage.text for passage in passages(project)}
-    return PassageRetriever(open_index(project, embedder), texts)
+    return PassageRetriever(open_index(project, embedder), {passage.id: passage for passage in passages(project)})
+
+
+def served_adapters(project: Project) -> dict[str, str]:
+    """Names in the registry of the adapters that are served, and the culture each answers for.
+
+    Raises:
+        AdapterError: the served system has adapters of its own, and none was trained.
+    """
+    from culturemanager.evaluation.baselines import SYSTEMS, adapters_of
+
+    name = project.serving.system
+    by_adapter = {adapters_of(SYSTEMS[name], [culture.id])[0]: culture.id for culture in cultures(project)}
+    if name != "culturemanager" and not by_adapter.keys() & registry(project).aliases().keys():
+        raise AdapterError(f"serving.system is {name!r}, and none of its adapters ({', '.join(by_adapter)}) is there. Run "
+                           "`culturemanager train` with this project file.")
+    return by_adapter
+
+
+def served_stages(project: Project) -> tuple[str, ...]:
+    """The stages that serving reads."""
+    from culturemanager.evaluation.baselines import SYSTEMS
+
+    return ("router", "passages", "index") if SYSTEMS[project.serving.system].passages else ("router",)
+
+
+def open_served_system(project: Project, embedder: Embedder) -> ServedSystem:
+    """What is asked of the model for a question.
+
+    Raises:
+        IncompleteStageError: the system reads passages, and they or their index are not there.
+    """
+    from culturemanager.evaluation.baselines import SYSTEMS
+    from culturemanager.evaluation.in_use import ServedSystem
+
+    system = SYSTEMS[project.serving.system]
+    if not system.passages:
+        return ServedSystem(system, cultures(project))
+    retriever = open_retriever(project, embedder)
+    return ServedSystem(system, cultures(project), tasks(project), retriever, project.evaluation.retrieved_passages)
 
 
 def open_router(project: Project, embedder: Embedder) -> CultureRouter:

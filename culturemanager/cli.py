@@ -333,6 +333,8 @@ def ask(text: Annotated[str, typer.Argument(metavar="TEXT", help="The question."
                     f"adapter: {reply.adapter or 'none'}")
     else:
         console.say(f"culture: none, the router was not sure enough ({route.confidence:.2f}); answered by the bare base model")
+    for passage in reply.passages:
+        console.say(f"read: {passage.title or passage.heading}, {passage.url}")
 
 
 @command(app, "doctor", "doctor alps.yaml", START_PANEL)

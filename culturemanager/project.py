@@ -233,13 +233,15 @@ def require_examples(project: Project) -> None:
 
 
 def _asked_for(project: Project, only: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Retrieve | None]:
-    """Cultures to train, further adapters that the compared systems need, and what retrieves for those that see passages."""
+    """Cultures to train, further adapters that the compared systems and the served one need, and what retrieves for those
+    that see passages."""
     from culturemanager.evaluation.baselines import required_adapters
 
     if only:
         return only, (), None
     cultures = cultures_with_rows(project)
-    needed = [name for name in required_adapters(project.evaluation.systems, cultures) if name not in cultures]
+    systems = tuple(dict.fromkeys([*project.evaluation.systems, project.serving.system]))
+    needed = [name for name in required_adapters(systems, cultures) if name not in cultures]
     if not any(name.startswith("retrieval_") for name in needed):
         return cultures, needed, None
     retriever = artifacts.open_retriever(project, artifacts.open_embedder(project))

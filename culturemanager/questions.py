@@ -48,6 +48,8 @@ class Reply:
     route: Route
     adapter: str
     """The version that answered; empty for the bare base."""
+    passages: tuple[Passage, ...] = ()
+    """Those that stood in the prompt."""
 
 
 def ask(project: Project, text: str, culture: str = "", task: str = "", max_new_tokens: int = 48) -> Reply:
@@ -61,6 +63,7 @@ def ask(project: Project, text: str, culture: str = "", task: str = "", max_new_
     Raises:
         ConfigError: an empty text, a culture or task that the project does not have, or a task with several input fields.
         IncompleteStageError: the router is not there yet.
+        AdapterError: the served system has adapters of its own, and none was trained.
     """
     from culturemanager.chat import chat_ids
     from culturemanager.inference.engine import GenerationRequest, ScoreRequest
@@ -69,17 +72,20 @@ def ask(project: Project, text: str, culture: str = "", task: str = "", max_new_
     artifacts.require_culture(project, culture)
     chosen = _task_of_one_field(project, task) if task else None
     artifacts.workspace(project).stage("router").manifest()  # an error here costs no loading of models
-    route = artifacts.open_router(project, artifacts.open_embedder(project)).route(text, pinned=culture or None)
-    adapter = artifacts.registry(project).aliases().get(route.culture, "")
-    engine, tokenizer, _ = artifacts.open_serving(project, [adapter] if adapter else [])
-    prompt = render(chosen, {chosen.fields[0]: text}) if chosen else text
-    ids = tuple(chat_ids(tokenizer, prompt))
+    artifacts.served_adapters(project)
+    embedder = artifacts.open_embedder(project)
+    route = artifacts.open_router(project, embedder).route(text, pinned=culture or None)
     options = answers(chosen, {}) if chosen else ()
+    system = artifacts.open_served_system(project, embedder)
+    asked = system.ask(render(chosen, {chosen.fields[0]: text}) if chosen else text, route.culture, options)
+    adapter = artifacts.registry(project).aliases().get(asked.adapter, "")
+    engine, tokenizer, _ = artifacts.open_serving(project, [adapter] if adapter else [])
+    ids = tuple(chat_ids(tokenizer, asked.prompt))
     if options:
         (scores,) = engine.score([ScoreRequest(ids, options, adapter)])
-        return Reply(options[scores.index(max(scores))], route, adapter)
+        return Reply(options[scores.index(max(scores))], route, adapter, asked.passages)
     (generation,) = engine.generate([GenerationRequest(ids, adapter, max_new_tokens)])
-    return Reply(generation.text.strip(), route, adapter)
+    return Reply(generation.text.strip(), route, adapter, asked.passages)
 
 
 def _task_of_one_field(project: Project, name: str) -> Task:

@@ -49,7 +49,8 @@ def check(project: Project) -> None:
 
     Raises:
         ConfigError: a place for API keys is named and holds none, or what it holds is wrong.
-        IncompleteStageError: the router is not there yet.
+        IncompleteStageError: the router is not there yet, or what the served system reads.
+        AdapterError: the served system has adapters of its own, and none was trained.
         ServingError: the port is taken or may not be used, or the endpoint would be open to others without keys.
     """
     from serve_app.keys import keys_of
@@ -59,7 +60,9 @@ def check(project: Project) -> None:
         raise ServingError(f"serving.host is {settings.host!r}, which others can reach, and neither the environment variable "
                            f"{settings.api_keys_env} nor serving.keys_file holds an API key. Set one, or serve on 127.0.0.1.")
     check_port(settings.host, settings.port)
-    artifacts.workspace(project).stage("router").manifest()
+    artifacts.served_adapters(project)
+    for stage in artifacts.served_stages(project):
+        artifacts.workspace(project).stage(stage).manifest()
 
 
 def is_loopback(host: str) -> bool:

@@ -21,6 +21,8 @@ from culturemanager.records import EvaluationItem, Task
 from culturemanager.yamlfile import read_model
 
 MAX_RENDERED_CHARACTERS = 20_000
+FAILURES = (jinja2.TemplateError, jinja2.sandbox.SecurityError, TypeError, OverflowError)
+"""What a template may raise."""
 
 
 def examples_folder() -> Path:
@@ -129,13 +131,45 @@ def render(task: Task, inputs: Mapping[str, Any]) -> str:
         raise ConfigError(f"task {task.id!r} takes the fields {list(task.fields)}, found {sorted(inputs)}.")
     try:
         text = _template(task.template).render(**inputs).strip()
-    except (jinja2.TemplateError, jinja2.sandbox.SecurityError, TypeError, OverflowError) as error:
+    except FAILURES as error:
         raise ConfigError(f"the template of task {task.id!r} fails: {str(error).rstrip('.')}. It may use "
                           f"{', '.join(task.fields)} and plain Jinja2.") from error
     if len(text) > MAX_RENDERED_CHARACTERS:
         raise ConfigError(f"the template of task {task.id!r} renders {len(text)} characters; "
                           f"at most {MAX_RENDERED_CHARACTERS} are allowed.")
     return text
+
+
+def read_inputs(task: Task, prompt: str) -> dict[str, str] | None:
+    """`render` backwards: the text of every field that the template shows; `None` if the prompt is not in the task's words.
+
+    A field ends where the template's next words first come. A template that shows no field says nothing about a prompt.
+    """
+    try:
+        shown, words = _shown_fields(task.template, task.fields)
+    except FAILURES:
+        return None
+    text = prompt.strip()
+    start, end = len(words[0]), len(text) - len(words[-1])
+    if start > end or not text.startswith(words[0]) or not text.endswith(words[-1]):
+        return None
+    inputs: dict[str, str] = {}
+    for number, name in enumerate(shown, 1):
+        stop = end if number == len(shown) else text.find(words[number], start, end)
+        if stop < 0:
+            return None
+        inputs.setdefault(name, text[start:stop])
+        start = stop + len(words[number])
+    return inputs or None
+
+
+@functools.lru_cache(maxsize=256)
+def _shown_fields(template: str, fields: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The fields in the order in which a template shows them, and the words before, between and after them."""
+    marks = {name: f"\ue000{number}\ue001" for number, name in enumerate(fields)}
+    marked = _template(template).render(**{name: [mark] if name == "options" else mark for name, mark in marks.items()})
+    words = re.split("\ue000([0-9]+)\ue001", marked.strip())
+    return tuple(fields[int(number)] for number in words[1::2]), tuple(words[0::2])
 
 
 def normalise(text: str) -> str:

@@ -81,11 +81,6 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "culturemanager"}
 
 
-def _may_see(key: ApiKey, name: str) -> bool:
-    """Whether a key may ask for a culture or a version."""
-    return key.cultures is None or name in key.cultures or name.rpartition("-v")[0] in key.cultures
-
-
 def _answer_failure(error: Exception, record: RequestRecord | None = None) -> JSONResponse:
     told = failure(error)
     if record:
@@ -214,8 +209,8 @@ class Ingress:
         return await self._respond(body, key, chat=False)
 
     async def _names(self, key: ApiKey) -> list[str]:
-        automatic, base, *adapters = await self._router.models.remote()
-        return [automatic, base, *(name for name in adapters if _may_see(key, name))]
+        models = await self._router.models.remote()
+        return [name for name, culture in models.items() if not culture or key.cultures is None or culture in key.cultures]
 
     async def _respond(self, body: ChatRequest | CompletionRequest, key: ApiKey, chat: bool) -> Response:
         record = RequestRecord(uuid.uuid4().hex, key.name, body.model, body.stream)
@@ -233,7 +228,7 @@ class Ingress:
             return JSONResponse(error_body(refused["refused"], kind, refused["param"], refused["code"]), refused["status"],
                                 headers=record.headers())
         record.routed(answers[0]["route"], answers[0]["adapter"])
-        shape = ResponseShape(chat, answers[0]["adapter"] or body.model, answers[0]["route"])
+        shape = ResponseShape(chat, answers[0]["adapter"] or body.model, answers[0]["route"], answers[0].get("passages"))
         if body.stream:
             wants_usage = bool(body.stream_options and body.stream_options.include_usage)
             streams = [answer["stream"] for answer in answers]

@@ -47,9 +47,9 @@ class Replica:
         threads = project.serving.threads_per_replica or (cores_of_the_node() - 1) // project.serving.replicas
         torch.set_num_threads(max(1, threads))  # Ray would leave it as many as it reserved CPUs, at least one
         registry = artifacts.registry(project)
-        cultures = {culture.id for culture in artifacts.cultures(project)}
-        promoted = {culture: version for culture, version in registry.aliases().items() if culture in cultures}
-        engine, self._tokenizer, bank = artifacts.open_serving(project, promoted.values(), project.serving.spare_adapters)
+        aliases = registry.aliases()
+        promoted = [aliases[adapter] for adapter in artifacts.served_adapters(project) if adapter in aliases]
+        engine, self._tokenizer, bank = artifacts.open_serving(project, promoted, project.serving.spare_adapters)
         self._loop = EngineLoop(engine)
         self._adapters = ServedAdapters(registry, bank, engine)
 

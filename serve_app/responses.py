@@ -26,12 +26,13 @@ class ResponseShape:
         chat: chat completions, else plain ones.
         model: what the response calls the model.
         route: the router's decision on the first choice.
+        passages: those in the prompt; None: the served system reads none.
     """
 
-    def __init__(self, chat: bool, model: str, route: Route) -> None:
+    def __init__(self, chat: bool, model: str, route: Route, passages: Sequence[dict[str, str]] | None = None) -> None:
         self._chat = chat
         self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self._decision = decision(route)
+        self._decision = decision(route) | ({} if passages is None else {"passages": list(passages)})
         self._offsets: dict[int, int] = {}  # characters of each choice that went out before
 
     def whole(self, answers: Sequence[tuple[Route, Piece]]) -> dict[str, Any]:

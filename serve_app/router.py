@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -12,6 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from culturemanager import artifacts, config
 from culturemanager.errors import AdapterError, CultureManagerError, RequestError, StorageError, UnknownCultureError
 from culturemanager.records import Route
+from serve_app.passages import PassagePrompts
 from serve_app.sources import TrainingSources
 from serve_app.versions import ServingVersions
 
@@ -20,8 +22,18 @@ ATTEMPTS = 10
 """Replicas tried for a request whose replica dies before the first token. Long requests may meet several deaths; the number is
 bounded, since a request may be what replicas die of."""
 
-Decision = tuple[list[str], Route]
-"""Adapter versions that may answer, the first choice first (empty: the bare base), and why."""
+
+@dataclass(frozen=True)
+class Decision:
+    """Who answers, why, and what is asked."""
+
+    versions: Sequence[str]
+    """Adapter versions that may answer, the first choice first; empty: the bare base."""
+    route: Route
+    request: Mapping[str, Any]
+    """For a replica, but for the adapter."""
+    told: Mapping[str, Any]
+    """For the ingress: ``route`` and, where the served system reads them, the ``passages`` put into the prompt."""
 
 
 class CultureRouter:
@@ -36,21 +48,29 @@ class CultureRouter:
     def __init__(self, path: str, overrides: Sequence[str], replica: Any) -> None:
         self._project = config.load(path, overrides)
         self._base = self._project.base.path
-        self._router = artifacts.open_router(self._project, artifacts.open_embedder(self._project))
+        embedder = artifacts.open_embedder(self._project)
+        self._router = artifacts.open_router(self._project, embedder)
         self._registry = artifacts.registry(self._project)
         self._versions = ServingVersions(self._registry)
-        self._cultures = [culture.id for culture in artifacts.cultures(self._project)]
+        self._served = artifacts.served_adapters(self._project)
+        self._cultures = list(self._served.values())
+        self._system = artifacts.open_served_system(self._project, embedder)
+        self._prompts = PassagePrompts(self._system, self._tokenizer) if self._system.reads_passages else None
+        self._context: int | None = None
         self._sources = TrainingSources(self._project)
         self._replica = replica
 
     # ---- what is there
 
-    def models(self) -> list[str]:
-        """Names a request may use: `auto`, the base, cultures with an adapter, and every version."""
+    def models(self) -> dict[str, str]:
+        """Names a request may use, and the culture each is pinned to: `auto`, the base, cultures with an adapter, versions."""
         aliases = self._registry.aliases()
-        served = [culture for culture in self._cultures if culture in aliases]
-        versions = [version.name for version in self._registry.versions() if version.culture in self._cultures]
-        return [AUTO, self._base, *served, *versions]
+        served = {culture: culture for adapter, culture in self._served.items() if adapter in aliases}
+        return {AUTO: "", self._base: ""} | served | self._served_versions()
+
+    def _served_versions(self) -> dict[str, str]:
+        return {version.name: self._served[version.culture] for version in self._registry.versions()
+                if version.culture in self._served}
 
     async def status(self) -> dict[str, Any]:
         """Whether a replica answers, what each culture is served by, versions on trial, and versions that failed."""
@@ -72,7 +92,7 @@ class CultureRouter:
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        """Loaded when first asked for: answering needs none here."""
+        """Loaded when first asked for: answering needs none here, unless passages have to fit into prompts."""
         from culturemanager.base_model import load_tokenizer
 
         return load_tokenizer(self._project.base_path)
@@ -110,43 +130,44 @@ class CultureRouter:
     # ---- answers
 
     async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Route, and return the whole answer: ``route``, ``adapter`` and what `Replica.complete` gives, or a refusal.
+        """Route, and return the whole answer: `Decision.told`, ``adapter`` and what `Replica.complete` gives; or a refusal.
 
         A replica that dies is replaced by another, since nothing has been told yet. There the request waits by the time it
         was asked, before others that came meanwhile.
         """
         try:
-            versions, route = self._decide(request)
+            decision = await self._decide(request)
         except CultureManagerError as error:
             return _refusal(error)
-        for adapter in versions or [""]:
-            job = request | {"adapter": adapter}
+        for adapter in decision.versions or [""]:
+            job = decision.request | {"adapter": adapter}
             try:
                 piece = await self._again_if_it_dies(lambda job=job: self._replica.complete.remote(job))
-                return {"route": route, "adapter": adapter, **piece}
+                return decision.told | {"adapter": adapter, **piece}
             except RayTaskError as error:
-                if not self._passes_over(error, adapter, versions):
+                if not self._passes_over(error, adapter, decision.versions):
                     raise
 
     async def stream(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Route, then stream the answer.
 
         Yields:
-            First ``{"route": Route, "adapter": name}``, then what `Replica.generate` yields; or only a refusal.
+            First `Decision.told` and ``adapter``, then what `Replica.generate` yields; or only a refusal.
         """
         try:
-            versions, route = self._decide(request)
+            decision = await self._decide(request)
         except CultureManagerError as error:
             yield _refusal(error)
             return
-        for adapter in versions or [""]:
+        for adapter in decision.versions or [""]:
+            job = decision.request | {"adapter": adapter}
             try:
-                pieces, first = await self._again_if_it_dies(lambda job=request | {"adapter": adapter}: self._begin(job))
+                pieces, first = await self._again_if_it_dies(lambda job=job: self._begin(job))
             except RayTaskError as error:
-                if self._passes_over(error, adapter, versions):
+                if self._passes_over(error, adapter, decision.versions):
                     continue
                 raise
-            yield {"route": route, "adapter": adapter}
+            yield decision.told | {"adapter": adapter}
             yield first
             async for piece in pieces:
                 yield piece
@@ -166,21 +187,33 @@ class CultureRouter:
                 if attempt == ATTEMPTS:
                     raise
 
-    def _passes_over(self, error: RayTaskError, adapter: str, versions: list[str]) -> bool:
+    def _passes_over(self, error: RayTaskError, adapter: str, versions: Sequence[str]) -> bool:
         """Whether the adapter is to blame and another version can take over."""
         if not adapter or not isinstance(error.cause, (AdapterError, StorageError)):
             return False
         self._versions.condemn(adapter, str(error.cause))
         return adapter != versions[-1]
 
-    def _decide(self, request: dict[str, Any]) -> Decision:
-        """Which versions may answer, and why.
+    async def _decide(self, request: dict[str, Any]) -> Decision:
+        """Who answers, and what is asked.
 
         Raises:
             UnknownCultureError: the request's culture is none of the project's.
             AdapterError: its model is not served.
             ForbiddenError: its key may not ask for the culture.
         """
+        versions, route = self._choose(request)
+        asks_the_base = not route.culture and route.reason == "pinned"
+        if not self._prompts or asks_the_base or not request.get("messages"):
+            return Decision(versions, route, request, {"route": route})
+        if self._context is None:
+            status = await self._again_if_it_dies(lambda: self._replica.status.remote())
+            self._context = status["context"]
+        asked, passages = self._prompts.put(request, route.culture, self._context)
+        return Decision(versions, route, asked, {"route": route, "passages": passages})
+
+    def _choose(self, request: dict[str, Any]) -> tuple[list[str], Route]:
+        """Versions that may answer, the first choice first, and why; raises as `_decide`."""
         model = request["model"]
         name = model.removeprefix(f"{self._base}:")
         if name == self._base:
@@ -194,7 +227,8 @@ class CultureRouter:
         if not route.culture:
             return [], route
         self._check_allowed(route.culture, request)
-        return self._versions.candidates(route.culture, asked if isinstance(asked, str) else asked[0]["content"]), route
+        conversation = asked if isinstance(asked, str) else asked[0]["content"]
+        return self._versions.candidates(self._system.adapter(route.culture), conversation), route
 
     def _text(self, request: dict[str, Any]) -> str | list[dict[str, str]]:
         """What the router reads: a conversation, a text, or the text of token ids."""
@@ -204,8 +238,8 @@ class CultureRouter:
         return prompt if isinstance(prompt, str) else self.detokenize(prompt)
 
     def _pinned_version(self, name: str) -> tuple[str, str]:
-        known = {version.name: version.culture for version in self._registry.versions()}
-        if known.get(name) not in self._cultures:
+        known = self._served_versions()
+        if name not in known:
             raise AdapterError(f"model {name!r} is not served. Expected `{AUTO}`, `{self._base}`, a culture "
                                f"({', '.join(self._cultures)}) or one of its versions; GET /v1/models lists them.")
         return name, known[name]

@@ -85,9 +85,10 @@ class NamedCultureRouter:
 
 
 class OnePassageEach:
-    """An index with one passage a culture, and their texts."""
+    """An index with one passage a culture, and the passages."""
 
-    texts: ClassVar = {f"{culture}-1": f"Ferry captains of {culture} are greeted." for culture in ("any", *catalogue())}
+    passages: ClassVar = {f"{culture}-1": SimpleNamespace(id=f"{culture}-1", text=f"Ferry captains of {culture} are greeted.")
+                          for culture in ("any", *catalogue())}
 
     def search(self, texts: Sequence[str], *, culture: str | None, limit: int) -> list[list[SimpleNamespace]]:
         return [[SimpleNamespace(passage_id=f"{culture or 'any'}-1")] * limit for _ in texts]
@@ -172,6 +173,6 @@ def run(place: SimpleNamespace, engine, systems: Sequence[str] = tuple(SYSTEMS),
     """`evaluate` with everything there; `changes` replaces single arguments."""
     arguments = {"adapters": adapters_for(systems, place.cultures), "items": place.items, "tasks": place.tasks,
                  "cultures": place.cultures, "systems": systems, "router": NamedCultureRouter(place.cultures),
-                 "retriever": PassageRetriever(OnePassageEach(), OnePassageEach.texts), "examples": examples(place.cultures),
+                 "retriever": PassageRetriever(OnePassageEach(), OnePassageEach.passages), "examples": examples(place.cultures),
                  "config": EvaluationConfig(bootstrap=100), "seed": seed}
     return evaluate(engine, **({"tokenizer": place.tokenizer} | arguments | changes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -149,14 +150,12 @@ class FoundFor:
     """An index that returns what it was asked, to see the question."""
 
     def search(self, texts, *, culture, limit):
-        from types import SimpleNamespace
-
         return [[SimpleNamespace(passage_id=f"{culture}|{text}")] * limit for text in texts]
 
 
 class Echo(dict):
     def __missing__(self, key):
-        return key
+        return SimpleNamespace(text=key)
 
 
 def test_training_rows_and_evaluated_items_are_searched_alike():
@@ -167,4 +166,4 @@ def test_training_rows_and_evaluated_items_are_searched_alike():
     for row, texts in zip(rows, found, strict=True):
         words = row.inputs.get("behaviour") or " ".join([row.inputs["question"], *row.inputs.get("options", [])])
         assert texts == [f"{row.culture}|{words}"] * 2
-    assert retriever.passages(["q"], "", 1) == [["None|q"]]
+    assert retriever.texts(["q"], "", 1) == [["None|q"]]

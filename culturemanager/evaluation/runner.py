@@ -197,7 +197,7 @@ class _Run:
         found: list[list[str]] = [[] for _ in gone_by]
         for culture, numbers in by_culture.items():
             questions = [question_text(self.items[number].inputs) for number in numbers]
-            passages = self.retriever.passages(questions, culture, self.config.retrieved_passages)
+            passages = self.retriever.texts(questions, culture, self.config.retrieved_passages)
             for number, texts in zip(numbers, passages, strict=True):
                 found[number] = texts
         return found

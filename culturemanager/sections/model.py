@@ -139,6 +139,9 @@ class UpstreamConfig(Section):
 class ServingConfig(Section):
     """The endpoint."""
 
+    system: Literal["culturemanager", "culturemanager_retrieval"] = "culturemanager"
+    """Which of the compared systems answers: the cultures' adapters alone, or those trained to read, with the culture and the
+    passages nearest to the question in a chat's prompt (`docs/serving.md`)."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 makes it reachable from elsewhere and needs API keys."""
     port: int = Field(default=8000, ge=1, le=65535)

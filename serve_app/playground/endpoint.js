@@ -31,20 +31,11 @@ export const apiKey = {
   forget: () => sessionStorage.removeItem(KEY_NAME),
 };
 
-/** Every name that can be asked for, by its kind. */
+/** The cultures that can be asked for, and the base: `auto` comes first in the list, then the base, cultures, versions. */
 export async function servedModels() {
   const { data } = await readJson(await request("v1/models"));
-  const names = data.map((model) => model.id);
-  const versioned = new Set(names.filter(isVersion).map((name) => name.replace(/-v\d+$/, "")));
-  const others = names.filter((name) => name !== "auto" && !isVersion(name));
-  return {
-    cultures: others.filter((name) => versioned.has(name)),
-    base: others.find((name) => !versioned.has(name)),
-  };
-}
-
-function isVersion(name) {
-  return /-v\d+$/.test(name);
+  const [, base, ...others] = data.map((model) => model.id);
+  return { base, cultures: others.filter((name) => !/-v\d+$/.test(name)) };
 }
 
 /** The training rows' sentences nearest to a question. */

@@ -1,7 +1,7 @@
 // What happens on the page: asking, stopping, comparing, looking up sources, and the key where one is needed.
 
 import { apiKey, isAbort, nearestSources, servedModels, streamedAnswer } from "./endpoint.js";
-import { AnswerPanel, decisionPanel, element, nameOf, notice, sourceItem } from "./view.js";
+import { AnswerPanel, decisionPanel, element, nameOf, notice, passageList, sourceItem } from "./view.js";
 
 const LONGEST_ANSWER = 200;
 const BASE_CHOICE = "";
@@ -13,6 +13,8 @@ const part = (id) => document.getElementById(id);
 /** What was asked last, and how to stop it. */
 let asked = { question: "", stop: new AbortController() };
 let baseModel = "";
+/** Whether answers are given with passages in the prompt. */
+let readsPassages = false;
 /** What was asked in vain for want of a key. */
 let waitingForKey = null;
 
@@ -40,6 +42,10 @@ async function askRouter(mine) {
   part("result").scrollIntoView({ block: "nearest" });
   await stream(mine, "auto", panel, (decision) => {
     part("routed").append(decisionPanel(decision));
+    readsPassages = Boolean(decision.passages);
+    if (decision.passages?.length) {
+      part("routed").append(passageList(decision.passages));
+    }
     showSources(mine, decision.culture);
   });
 }
@@ -153,8 +159,10 @@ async function showSources(mine, culture) {
     if (mine !== asked || part("sources-culture").value !== culture) {
       return;  // another question or culture came in between
     }
+    const use = readsPassages ? "It learnt from them; what it looked up for the answer stands below it."
+      : "It learnt from them; it does not look them up when it answers.";
     part("sources-note").textContent = reason ?? `Sentences that ${nameOf(culture)}’s adapter was trained on, those nearest to the `
-      + "question first. It learnt from them; it does not look them up when it answers.";
+      + `question first. ${use}`;
     part("sources-list").replaceChildren(...data.map((source, number) => sourceItem(source, number === 0)));
   } catch (error) {
     part("sources-note").textContent = isAbort(error) ? "You stopped the search." : error.message;

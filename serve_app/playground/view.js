@@ -144,6 +144,14 @@ export function percent(share) {
   return share < 1 && share >= 0.995 ? "over 99%" : `${Math.round(100 * share)}%`;
 }
 
+/** What the model was given to read with the question. */
+export function passageList(passages) {
+  const items = passages.map(({ title, url, text }) => element("li", {},
+    element("blockquote", { text }), element("p", { className: "muted" }, ...(title ? [title, " · "] : []), address(url))));
+  return element("aside", { className: "read" },
+    element("h3", { text: "What it read first" }), element("ol", { className: "sources" }, ...items));
+}
+
 /** A sentence that training rows stand on: where and when it was found, and the rows. */
 export function sourceItem({ quote, title, url, fetched_at: fetchedAt, rows }, open) {
   const found = element("p", { className: "muted" }, ...(title ? [title, " · "] : []), address(url),
