@@ -130,6 +130,6 @@ def _override(data: dict[Any, Any], override: str) -> tuple[str, str]:
         raise ConfigError(f"--set {override!r}: {'.'.join(parents)} is not a group of fields.")
     try:
         node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from error
     return name.strip(), text

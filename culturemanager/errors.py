@@ -13,6 +13,7 @@
     │   │   └── UnusableAnswerError    one call's answer is no use; the endpoint itself works
     │   └── EmbeddingError
     ├── SynthesisError         nothing usable was found or written for a culture
+    │   └── NothingFoundError      nor for any other
     ├── ModelError             a base model cannot be used
     │   └── UnknownModelError      the hub has none of that name, or does not show it
     ├── AdapterError           an adapter is missing, damaged or made for another base
@@ -90,6 +91,12 @@ class SynthesisError(CultureManagerError):
     """Nothing usable was found or written for a culture."""
 
     exit_code = 3
+
+
+class NothingFoundError(SynthesisError):
+    """Nothing usable was found or written for any culture."""
+
+    exit_code = 1
 
 
 class ModelError(CultureManagerError):

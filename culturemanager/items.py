@@ -133,6 +133,9 @@ def _check_known(where: str, kind: str, name: str, project: set[str], package: s
 def _check_fits(where: str, task: Task, item: EvaluationItem) -> None:
     if task.kind == "multiple_choice":
         _check_options(where, item.inputs.get("options"))
+    for name, value in item.inputs.items():
+        if not all(isinstance(text, str) for text in (value if isinstance(value, list) else [value])):
+            raise ConfigError(f"{where}: `inputs.{name}` is {value!r:.120}; expected a text, or a list of texts.")
     try:
         render(task, item.inputs)
         check_answer(task, item.inputs, item.answer)

@@ -16,6 +16,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -34,6 +35,10 @@ from culturemanager.errors import CorruptFileError, IncompleteStageError, Storag
 ROWS_AT_ONCE = 1000
 """Rows that `iter_rows` makes objects of together."""
 MANIFEST = "manifest.json"
+REPLACED = ".partial-manifest.json"
+"""The manifest of the output that is being replaced: it names the files that are the stage's own."""
+FOLDERS = ("queries", "pages", "passages", "index", "examples", "adapters", "training", "router", "evaluation", "llm-cache")
+"""What is written into a workspace, a folder each."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -138,6 +143,10 @@ class Workspace:
             raise StorageError(f"The workspace {self.url} is not a local path, and {'/'.join(names)} has to be. "
                                "Set `workspace` to a folder on a shared disk.")
         return Path(self.root, *names)
+
+    def folders(self) -> list[Path]:
+        """Where outputs go, whether or not they are there yet; empty if the workspace is not local."""
+        return [Path(self.root).resolve() / name for name in FOLDERS] if self.is_local else []
 
 
 def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
@@ -297,7 +306,7 @@ class StageDraft:
         self._files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
     def commit(self) -> None:
-        """Write the manifest, then remove what no longer belongs."""
+        """Write the manifest, then remove what runs before this one left."""
         self._begin()
         manifest = {
             "stage": self.stage.name,
@@ -314,15 +323,26 @@ class StageDraft:
         if not self._begun:
             path = f"{self.stage.path}/{MANIFEST}"
             if self._filesystem.exists(path):
-                self._filesystem.rm_file(path)
+                self._filesystem.mv(path, f"{self.stage.path}/{REPLACED}")
             self._begun = True
 
     def _sweep(self) -> None:
+        """Remove drafts, broken-off writes and the files of the output replaced; whatever else lies there is the user's."""
         self._filesystem.invalidate_cache()
-        keep = {f"{self.stage.path}/{name.split('/')[0]}" for name in (*self._files, MANIFEST)}
-        for name in self._filesystem.ls(self.stage.path, detail=False):
-            if name.rstrip("/") not in keep:
-                self._filesystem.rm(name, recursive=True)
+        old = self._replaced_files() - self._files.keys()
+        beside = re.compile(rf"\.({'|'.join(map(re.escape, (MANIFEST, *self._files, *old)))})\.[0-9a-f]{{8}}")
+        for path in self._filesystem.ls(self.stage.path, detail=False):
+            name = path.rstrip("/").rsplit("/", 1)[-1]
+            if name in old or name.startswith(".partial-") or beside.fullmatch(name):
+                self._filesystem.rm(path, recursive=True)
+
+    def _replaced_files(self) -> set[str]:
+        path = f"{self.stage.path}/{REPLACED}"
+        if not self._filesystem.exists(path):
+            return set()
+        with contextlib.suppress(ValueError, TypeError):  # a damaged manifest names nothing
+            return set(Manifest(**json.loads(self._filesystem.cat_file(path))).files)
+        return set()
 
     def _put(self, path: str, data: bytes) -> None:
         if self.stage.workspace.is_local:

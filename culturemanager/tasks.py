@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,13 @@ from culturemanager.records import EvaluationItem, Task
 from culturemanager.yamlfile import read_model
 
 MAX_RENDERED_CHARACTERS = 20_000
-FAILURES = (jinja2.TemplateError, jinja2.sandbox.SecurityError, TypeError, OverflowError)
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+"""Thai, Lao, Burmese, Khmer, Japanese and Chinese letters: no spaces between words."""
+DOTTED_I = "i\u0307"
+"""What a Turkish capital I with a dot becomes in lower case."""
+METRICS = {"classification": ("accuracy", "macro_f1"), "multiple_choice": ("accuracy",), "generation": ("keyphrases",)}
+"""By a task's kind; macro-F1 is a mean over labels, and only a classification has the same ones for every item."""
+FAILURES = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """What a template may raise."""
 
 
@@ -59,7 +66,7 @@ class TaskFile(BaseModel):
     labels: tuple[str, ...] = ()
     """Classification only: every answer there is, at least two."""
     metric: Literal["accuracy", "macro_f1", "keyphrases"] = "accuracy"
-    """`keyphrases` scores free text by the phrases an item accepts and rejects."""
+    """`macro_f1` is for classification only; `keyphrases` scores free text by the phrases an item accepts and rejects."""
     seeds: tuple[dict[str, Any], ...] = ()
     """Worked items, `{inputs: {...}, answer: ...}`, shown to a language model as a pattern."""
 
@@ -73,9 +80,9 @@ class TaskFile(BaseModel):
             raise ValueError(f"labels belong to classification tasks, this one is {self.kind}")
         if self.kind == "multiple_choice" and "options" not in self.fields:
             raise ValueError("a multiple_choice task needs the field `options`")
-        if (self.metric == "keyphrases") != (self.kind == "generation"):
-            raise ValueError(f"metric {self.metric!r} does not fit kind {self.kind!r}: "
-                             "keyphrases for generation, accuracy or macro_f1 for the others")
+        if self.metric not in METRICS[self.kind]:
+            raise ValueError(f"metric {self.metric!r} does not fit kind {self.kind!r}: it takes "
+                             f"{' or '.join(METRICS[self.kind])}")
         normal = [normalise(label) for label in self.labels]
         if len(set(normal)) != len(normal) or "" in normal:
             raise ValueError(f"labels {list(self.labels)} cannot be told apart once case and punctuation are dropped")
@@ -98,12 +105,15 @@ def load_task(path: str | Path) -> Task:
         if isinstance(seed["answer"], bool):
             raise ConfigError(f"{path}: seed {number}: the answer is {seed['answer']}, since YAML reads an unquoted yes or no "
                               'as a truth value; put it in quotes, such as "yes".')
+        for value in (seed["answer"], *seed["inputs"].values()):
+            if not all(isinstance(one, str | int | float) for one in (value if isinstance(value, list) else [value])):
+                raise ConfigError(f"{path}: seed {number}: {value!r:.80} is no text; put it in quotes if it is meant as one.")
         options = seed["inputs"].get("options", [])
         if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
             raise ConfigError(f"{path}: seed {number}: the options are {options!r:.80}; expected a list of texts.")
         try:
-            check_answer(task, seed["inputs"], str(seed["answer"]))
             render(task, seed["inputs"])
+            check_answer(task, seed["inputs"], str(seed["answer"]))
         except ConfigError as error:
             raise ConfigError(f"{path}: seed {number}: {error}") from error
     if not task.seeds:
@@ -128,11 +138,11 @@ def render(task: Task, inputs: Mapping[str, Any]) -> str:
         ConfigError: a field is missing or unknown, or the template fails in its sandbox.
     """
     if set(inputs) != set(task.fields):
-        raise ConfigError(f"task {task.id!r} takes the fields {list(task.fields)}, found {sorted(inputs)}.")
+        raise ConfigError(f"task {task.id!r} takes the fields {list(task.fields)}, found {list(inputs)}.")
     try:
         text = _template(task.template).render(**inputs).strip()
     except FAILURES as error:
-        raise ConfigError(f"the template of task {task.id!r} fails: {str(error).rstrip('.')}. It may use "
+        raise ConfigError(f"the template of task {task.id!r} fails: {str(error).rstrip('.') or type(error).__name__}. It may use "
                           f"{', '.join(task.fields)} and plain Jinja2.") from error
     if len(text) > MAX_RENDERED_CHARACTERS:
         raise ConfigError(f"the template of task {task.id!r} renders {len(text)} characters; "
@@ -173,8 +183,13 @@ def _shown_fields(template: str, fields: tuple[str, ...]) -> tuple[tuple[str, ..
 
 
 def normalise(text: str) -> str:
-    """Lower case, words separated by one space, punctuation dropped."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    """Lower case, words separated by one space, punctuation dropped; where a script writes no spaces, each letter is a word."""
+    lowered = unicodedata.normalize("NFC", text.lower()).replace(DOTTED_I, "i")
+    letters = set(lowered)
+    # Vowel signs are marks to `re`, and letters to their readers.
+    marks = "".join(sorted(letter for letter in letters if unicodedata.category(letter)[0] == "M"))
+    apart = {ord(letter): f" {letter} " for letter in letters if UNSPACED.fullmatch(letter)}
+    return " ".join(re.findall(rf"[\w{marks}]+", lowered.translate(apart)))
 
 
 def answers(task: Task, inputs: Mapping[str, Any]) -> tuple[str, ...]:

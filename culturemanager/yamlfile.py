@@ -220,6 +220,13 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 class _OneOfEach(yaml.SafeLoader):
     """Safe YAML in which no key may stand twice in one mapping: the last one would win without a word."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:  # a date that no calendar has, say
+            raise yaml.constructor.ConstructorError(None, None, f"{node.value!r:.80} cannot be read ({error}); put it in quotes "
+                                                    "if it is a text", node.start_mark) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:

@@ -87,6 +87,12 @@ def test_a_row_that_shares_eight_words_with_an_item_is_dropped():
     assert outcome.dropped == {"leakage: shares words with an evaluation item": 1}
 
 
+def test_a_row_whose_quote_shares_eight_words_with_an_item_is_dropped():
+    # Seven words here are enough to tell: the quote has them, prompt and completion do not.
+    checker = Checker(list(TASKS.values()), CULTURES, [PASSAGE], WordRuns([QUOTE], n=7), ExamplesConfig(), "test")
+    assert checker.run([candidate()]).dropped == {"leakage: shares words with an evaluation item": 1}
+
+
 def test_the_most_frequent_label_is_limited_and_nothing_else_goes():
     flowers = "Guests should bring flowers for the host."
     noes = [candidate(inputs={"behaviour": f"Slurping soup number {n}."}) for n in range(12)]

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from culturemanager import config
 from culturemanager.errors import ConfigError
+from culturemanager.records import Passage
 from culturemanager.sections.synthesis import ExtractiveGenerator, FolderSearch
+from culturemanager.synthesis.passages import deduplicate
 
 MINIMAL = "name: Test\nworkspace: runs\ncultures: [turkey]\ntasks: [task.yaml]\n"
 
@@ -118,6 +120,14 @@ def test_other_kinds_are_chosen_by_name(tmp_path: Path) -> None:
     ("epochs", ["--set 'epochs'", "field.field=value"]),
     ("=2", ["--set '=2'", "field.field=value"]),
     ("training.epochs=[", ["--set", "not a YAML value"]),
+    ("name=2026-02-30", ["--set", "not a YAML value"]),
+    ("passages.near_duplicate=0.97", ["passages.near_duplicate", "less than or equal to 0.96"]),
+    ("pages.fetch.user_agent=Tée/1", ["user_agent", "'Tée/1' cannot be sent; expected printable ASCII"]),
+    ('pages.fetch.user_agent="a\\nb"', ["user_agent", "expected printable ASCII"]),
+    ("pages.fetch.user_agent=''", ["user_agent", "expected printable ASCII"]),
+    ('cultures=[{id: a, name: A, cues: [Graz, ""]}]', ["cultures.0.cues.1: '' holds no letter"]),
+    ('cultures=[{id: a, name: " "}]', ["cultures.0.name: ' ' holds no letter"]),
+    ('cultures=[{id: a, name: A, demonyms: ["-"]}]', ["cultures.0.demonyms.0: '-' holds no letter"]),
 ])
 def test_mistake_in_an_override_is_named(tmp_path: Path, override: str, parts: list[str]) -> None:
     text = message(written(tmp_path), override)
@@ -152,6 +162,7 @@ def test_where_a_value_comes_from_is_known(tmp_path: Path) -> None:
     ("name: a\n\tworkspace: b\n", ["project.yaml:2:1", "not valid YAML"]),
     ("name: T\nworkspace: w\ncultures: [turkey]\n", ["tasks", "has to be given"]),
     (MINIMAL + "training:\n", ["training"]),
+    ("name: T\nworkspace: 2026-02-30\n", ["project.yaml:2:12", "'2026-02-30' cannot be read", "put it in quotes"]),
     ("name: !!python/object/apply:os.system ['true']\n", ["not valid YAML"]),
 ])
 def test_mistake_in_the_file_is_named(tmp_path: Path, text: str, parts: list[str]) -> None:
@@ -191,3 +202,10 @@ def test_any_override_either_loads_or_gives_one_line(tmp_path: Path, override: s
         config.load(written(tmp_path), [override])
     except ConfigError as error:
         assert "\n" not in str(error).replace(override, "").replace(repr(override), "")
+
+
+def test_the_strictest_near_duplicate_works(tmp_path: Path) -> None:
+    strictest = config.load(written(tmp_path), ["passages.near_duplicate=0.96"]).passages.near_duplicate
+    passages = [Passage(f"p{n}", "turkey", "page", "u", "t", "", f"Take off both shoes {'here' * n}", "en", n, "2026-01-01")
+                for n in range(2)]
+    assert deduplicate([*passages, passages[0]], strictest)[1] == {"exact_duplicate": 1}

@@ -11,6 +11,10 @@ import pytest
 from culturemanager import config
 from culturemanager.errors import FetchError, SearchError
 from culturemanager.providers.fetch import FolderFetcher, HttpFetcher, build_fetcher
+from culturemanager.providers.search import build_search
+from culturemanager.synthesis.pipeline import Synthesis
+
+TASK = str(Path(__file__).parents[1] / "examples" / "tasks" / "acceptability.yaml")
 
 
 @pytest.fixture
@@ -76,3 +80,28 @@ def test_the_fetcher_goes_with_the_search_provider(folder: Path) -> None:
     with pytest.raises(FetchError) as caught:
         web.fetch("folder:notes.md")
     assert caught.value.reason == "address"
+
+
+def test_only_a_changed_document_makes_the_pages_out_of_date(folder: Path) -> None:
+    project = config.Project(name="n", workspace=str(folder / "runs"), cultures=("turkey",), tasks=(TASK,),
+                             pages={"search": {"kind": "folder", "path": str(folder)}})
+
+    def key() -> str:
+        return Synthesis(project, None).fingerprint("pages")
+
+    before = key()
+    for name in ("photo.png", ".notes.md.swp", ".git/notes.md", "runs/evaluation/report.html"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("anything")
+    assert key() == before
+    assert build_search(project.pages.search, project).search("anything", language="en", limit=5) == []
+    (folder / "notes.md").write_text("# Other notes")
+    assert key() != before
+
+
+def test_a_file_name_that_is_no_text_does_no_harm(folder: Path) -> None:
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("Coffee.")
+    project = config.Project(name="n", workspace="w", cultures=("turkey",), tasks=(TASK,),
+                             pages={"search": {"kind": "folder", "path": str(folder)}})
+    assert Synthesis(project, None).fingerprint("pages")
+    assert build_search(project.pages.search, project).skipped["unreadable"] == 1

@@ -67,6 +67,8 @@ def test_items_of_cultures_and_tasks_that_the_project_lacks_are_left_out_and_cou
     ({**CHOICE, "answer": "e f"}, r":2: answer 'e f' is none of"),
     ({**CHOICE, "inputs": {"question": "What?", "options": 7}}, r":2: `options` is 7; expected a list"),
     ({**CHOICE, "inputs": {"question": "What?", "options": ["a b", "A b!"]}}, r":2: `options` is .* differ"),
+    ({**ADVICE, "inputs": {"question": 5}}, r":2: `inputs.question` is 5; expected a text, or a list of texts"),
+    ({**ADVICE, "inputs": {"question": ["a", None]}}, r":2: `inputs.question` is \['a', None\]; expected a text"),
     ({**ADVICE, "accept": []}, r":2: `accept` is empty"),
     ({**ADVICE, "answer": "keep it on"}, r":2: its own answer 'keep it on' would count as wrong"),
     ({**ADVICE, "answer": "take it off, or keep it on"}, r"would count as wrong"),

@@ -206,9 +206,10 @@ def test_an_account_without_money_is_not_waited_for() -> None:
     assert len(server.requests) == 1
 
 
-def test_a_prompt_that_a_filter_refuses_fails_alone() -> None:
-    with chat_server(in_turn(fails(400, "filtered", code="content_filter"))) as server:
-        with pytest.raises(UnusableAnswerError, match="filtered"):
+@pytest.mark.parametrize("code", ["content_filter", "context_length_exceeded"])
+def test_a_prompt_that_is_refused_for_what_it_holds_fails_alone(code: str) -> None:
+    with chat_server(in_turn(fails(400, "refused", code=code))) as server:
+        with pytest.raises(UnusableAnswerError, match="refused"):
             model_at(server).complete(ASK, schema=SCHEMA)
     assert len(server.requests) == 1
 

@@ -61,6 +61,9 @@ def test_use_gpu_takes_its_own_words_unquoted(tmp_path: Path, written: str, read
     ('labels: ["yes", "no"]\nseeds: [{inputs: {a: x}, answer: yes}]', "the answer is True, since YAML reads an unquoted yes"),
     ('labels: ["yes", "no"]\nseeds: [{inputs: hello, answer: "yes"}]', "expected `inputs`, with one value for each field"),
     ('labels: ["yes", "no"]\nseeds: [{inputs: null, answer: "yes"}]', "expected `inputs`, with one value for each field"),
+    ('labels: ["yes", "no"]\nseeds: [{inputs: {a: x, 3: y}, answer: "yes"}]', "takes the fields ['a'], found ['a', 3]."),
+    ('labels: ["yes", "no"]\nseeds: [{inputs: {a: 2026-02-03}, answer: "yes"}]', "is no text; put it in quotes"),
+    ('labels: ["yes", "no"]\nseeds: [{inputs: {a: 2026-02-30}, answer: "yes"}]', ":7:22: not valid YAML: '2026-02-30' cannot"),
 ])
 def test_a_slip_in_a_task_is_named(tmp_path: Path, changes: str, expected: str) -> None:
     path = tmp_path / "task.yaml"
@@ -68,6 +71,26 @@ def test_a_slip_in_a_task_is_named(tmp_path: Path, changes: str, expected: str) 
     with pytest.raises(ConfigError) as error:
         load_task(path)
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(("template", "expected"), [
+    ("{{ 1 // 0 }}", "by zero"), ("{{ 'x'.encode('nothing') }}", "unknown encoding"),
+    ("{{ a.index('z') }}", "not found"), ("{{ 'a'.rjust(10 ** 14) }}", ""), ("{% for n in range(10 ** 9) %}{% endfor %}", "big"),
+])
+def test_a_template_that_fails_in_any_way_is_named(tmp_path: Path, template: str, expected: str) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_text("id: t\nkind: generation\ninstruction: i\nfields: [a]\nmetric: keyphrases\n"
+                    f'template: "{template} {{{{ a }}}}"\n')
+    with pytest.raises(ConfigError, match=f"the template of task 't' fails: .*{expected}"):
+        load_task(path)
+
+
+def test_a_seed_of_a_choice_without_options_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_text('id: t\nkind: multiple_choice\ninstruction: i\nfields: [a, options]\ntemplate: "{{ a }}"\n'
+                    "seeds: [{inputs: {a: x}, answer: y}]\n")
+    with pytest.raises(ConfigError, match=r"seed 1: task 't' takes the fields \['a', 'options'\], found \['a'\]"):
+        load_task(path)
 
 
 def test_options_of_a_seed_are_a_list_of_texts(tmp_path: Path) -> None:

@@ -38,6 +38,11 @@ def test_a_sentence_without_a_norm_gives_none(sentence):
     assert read_norms(sentence) == []
 
 
+def test_what_is_too_long_for_a_sentence_is_not_read():
+    sentence = "It is rude to point at a person with your finger"
+    assert read_norms(sentence) and read_norms(f"{sentence}, and that is so here " * 20_000) == []
+
+
 def test_actions_turn_into_gerunds_and_back():
     norm = read_norms("Guests should take off their shoes and leave them at the door.")[0]
     assert gerund_phrase(norm) == "taking off your shoes and leaving them at the door"

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from culturemanager.errors import FetchError, SearchError
-from culturemanager.providers.fetch import HttpFetcher
+from culturemanager.providers.fetch import FetchedPage, HttpFetcher
 from culturemanager.providers.search import FolderSearch, SearxngSearch
 from culturemanager.records import Query
 from culturemanager.sections.synthesis import FetchConfig, PagesConfig
@@ -105,6 +105,20 @@ def test_a_folder_that_is_missing_is_told_in_one_line(ray_cluster, tmp_path) -> 
         collect_pages([query("tea", "zorland")], PagesConfig(), functools.partial(FolderSearch, tmp_path / "missing"),
                       AnyPage, draft(tmp_path))
     assert type(caught.value) is SearchError and "\n" not in str(caught.value)
+
+
+def test_an_address_that_cannot_be_read_is_counted_and_the_others_go_on(tmp_path) -> None:
+    hits = {"one": ["example℀.com", "a"]}
+    filled = with_everything_done(draft(tmp_path), [query("one", "zorland")], Listed(hits), RefusesNoAddress())
+    result = collect_pages([query("one", "zorland")], PagesConfig(), unneeded, unneeded, filled)
+    assert [page.url for page in result.pages] == ["http://a/"] and result.dropped == {"fetch_address": 1}
+
+
+class RefusesNoAddress(AnyPage):
+    """Leaves to the real fetcher what is no address."""
+
+    def fetch(self, url: str) -> FetchedPage:
+        return super().fetch(url) if url.isascii() else HttpFetcher(FetchConfig()).fetch(url)
 
 
 def test_no_queries_give_no_pages(tmp_path) -> None:

@@ -1,5 +1,11 @@
 """Pages become passages: main text only, nothing hidden, nothing twice, nothing that speaks to a model."""
 
+from pathlib import Path
+
+import pytest
+
+from culturemanager import artifacts, project
+from culturemanager.errors import NothingFoundError
 from culturemanager.records import Page, stable_id
 from culturemanager.sections.synthesis import PassagesConfig
 from culturemanager.synthesis.passages import addresses_model, deduplicate, extract_passages, page_passages
@@ -53,9 +59,49 @@ def test_a_long_paragraph_is_cut_between_sentences():
     assert all(len(piece.split()) <= PassagesConfig().max_words and piece.endswith("here.") for piece in pieces)
 
 
+def test_a_page_without_sentence_ends_is_cut_too():
+    words = [f"word{n}" for n in range(50_000)]
+    for content_type in ("text/html", "text/plain"):
+        content = " ".join(words)
+        pieces = texts(f"<main><p>{content}</p></main>" if "html" in content_type else content, content_type=content_type)
+        assert " ".join(pieces).split() == words
+        assert max(len(piece.split()) for piece in pieces) == PassagesConfig().max_words
+    assert all(len(piece) <= 100 * PassagesConfig().max_words for piece in texts("x" * 100_000, content_type="text/plain"))
+
+
+def test_scripts_without_spaces_are_measured_by_their_letters():
+    sentence = "客人应该用双手接过茶杯，然后慢慢地喝。"
+    pieces = texts(sentence * 20, content_type="text/plain")
+    assert len(pieces) > 2 and all(len(piece) <= 110 and piece.endswith("。") for piece in pieces)
+    assert texts("请脱鞋入内。", content_type="text/plain") == ["请脱鞋入内。"]
+    assert "".join(texts(sentence.rstrip("。") * 20, content_type="text/plain")) == sentence.rstrip("。") * 20
+
+
 def test_markdown_and_plain_text_are_read_too():
     assert texts("# Tips\n\nLeave ten percent of the bill\nin cash on the table.", content_type="text/markdown") == [
         "Leave ten percent of the bill in cash on the table."]
+
+
+def test_a_list_item_loses_its_mark_and_nothing_else():
+    items = ["- 10 percent is a normal tip here", "* **Never** tip in a canteen, please", "2. 3 kisses are given as a greeting",
+             "* * *", "5 days of mourning are kept by all"]
+    lines = "\n".join(texts("\n\n".join(items), content_type="text/markdown")).splitlines()
+    assert lines == ["10 percent is a normal tip here", "**Never** tip in a canteen, please",
+                     "3 kisses are given as a greeting", "5 days of mourning are kept by all"]
+
+
+def test_a_page_that_is_one_form_is_read_without_its_controls():
+    found = texts(f'<form id="aspnetForm"><input value="Typed"><button>Press the big red button</button>{BODY}'
+                  "<select><option>Choose one of these many options</option></select></form>")
+    assert "slippers" in found[0] and "Slurping" in found[1]
+    assert not any(word in text for text in found for word in ("Typed", "Press", "Choose"))
+
+
+def test_small_print_is_read_and_text_of_no_size_is_not():
+    found = " ".join(texts('<main><h1>Tea</h1><div style="font-size: 0.9em"><p>Guests pour the tea for one another.</p></div>'
+                           '<div style="font-size:0px"><p>Guests throw the cups at the host.</p></div>'
+                           "<p>Nobody fills their own cup at this table.</p></main>"))
+    assert "pour" in found and "throw" not in found
 
 
 def test_equal_and_nearly_equal_passages_count_once_per_culture():
@@ -89,5 +135,29 @@ def test_planted_instructions_are_dropped_and_counted(ray_cluster):
     assert all("instructions" not in p.text for p in passages) and passages
 
 
+def test_pages_without_any_passage_are_an_error_and_not_an_empty_stage(ray_cluster, tmp_path):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "short.txt").write_text("Tipping in Turkey.")
+    task = Path(__file__).parents[1] / "examples" / "tasks" / "acceptability.yaml"
+    (tmp_path / "project.yaml").write_text(f"name: Short\nworkspace: work\ncultures: [turkey]\ntasks: [{task}]\n"
+                                           "pages: {search: {path: web}}\n")
+    loaded = project.load(tmp_path / "project.yaml")
+    with pytest.raises(NothingFoundError, match=r"none of 1 pages holds a passage; dropped: {'page_without_text': 1}"):
+        project.synthesize(loaded)
+    assert not artifacts.workspace(loaded).stage("passages").is_complete()
+
+
 def test_abbreviations_do_not_end_a_sentence():
     assert sentences("Ask for Mr. Demir at 5 p.m. sharp. Then wait.") == ["Ask for Mr. Demir at 5 p.m. sharp.", "Then wait."]
+
+
+@pytest.mark.parametrize("text", ["Βγάλτε τα παπούτσια. Ύστερα περιμένετε.", "신발을 벗으세요. 그리고 기다리세요.",
+                                  "اخلع حذاءك عند الباب. ثم انتظر.", "Снимите обувь. Потом ждите.", "জুতা খুলুন। তারপর অপেক্ষা করুন।",
+                                  "გაიხადე ფეხსაცმელი. შემდეგ დაელოდე.", "Take five. 10 are too many.", "请脱鞋。然后等。"])
+def test_sentences_end_in_every_script(text):
+    assert len(sentences(text)) == 2 and "".join("".join(sentences(text)).split()) == "".join(text.split())
+
+
+def test_a_full_stop_before_a_lower_case_letter_ends_no_sentence():
+    for text in ("It costs approx. ten lira.", "Στις 5 μ.μ. ακριβώς.", "Около 5 р. за чай."):
+        assert sentences(text) == [text]

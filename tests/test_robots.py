@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from culturemanager.errors import FetchError
+from culturemanager.providers.fetch import HttpFetcher
+from culturemanager.sections.synthesis import FetchConfig
 from tests.fetching import PAGE, fetcher, reason, with_a_public_door
 from tests.loopback import Reply, redirect, site
 
@@ -76,3 +81,45 @@ def test_a_crawl_delay_is_kept_and_does_not_count_as_time_of_the_page() -> None:
         start = time.monotonic()
         one.fetch(f"{web.url}/tea/green")
         assert time.monotonic() - start > 1.8
+
+
+@pytest.fixture
+def nobody_answers() -> Iterator[Callable[[int], str]]:
+    """Makes a port of an address at which connecting hangs, since what may wait there waits already; the address."""
+    with contextlib.ExitStack() as sockets:
+        def hang(port: int) -> str:
+            listener = sockets.enter_context(socket.socket())
+            listener.bind(("127.0.0.3", port))
+            listener.listen(0)
+            for _ in range(4):
+                waiting = sockets.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(("127.0.0.3", port))
+            return "127.0.0.3"
+
+        yield hang
+
+
+@pytest.mark.parametrize("connect_s", [0.2, 5.0], ids=["connecting takes too long", "everything takes too long"])
+def test_a_host_that_is_not_reached_is_not_closed_and_is_asked_again(nobody_answers: Callable[[int], str], connect_s: float,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("culturemanager.providers.fetch.CONNECT_TIMEOUT_S", connect_s)
+    with site({"/": Reply(PAGE)}) as web:
+        addresses = [[nobody_answers(web.port)], ["127.0.0.1"]]
+        one = HttpFetcher(FetchConfig(allow_private_addresses=True, timeout_s=2),
+                          resolver=lambda host, port: addresses.pop(0) if len(addresses) > 1 else addresses[0])
+        with pytest.raises(FetchError) as caught:
+            one.fetch(f"http://far.example:{web.port}/")
+        assert caught.value.reason == "timeout"
+        assert one.fetch(f"http://far.example:{web.port}/").text == PAGE
+
+
+def test_a_name_server_that_does_not_answer_closes_no_site() -> None:
+    answers = iter([1.5, 0.0, 0.0])
+    with site({"/": Reply(PAGE)}) as web:
+        one = HttpFetcher(FetchConfig(allow_private_addresses=True, timeout_s=2),
+                          resolver=lambda host, port: [time.sleep(next(answers)), "127.0.0.1"][1:])
+        with pytest.raises(FetchError) as caught:
+            one.fetch(f"http://far.example:{web.port}/")
+        assert caught.value.reason == "timeout"
+        assert one.fetch(f"http://far.example:{web.port}/").text == PAGE

@@ -159,6 +159,12 @@ def test_half_a_character_in_an_answer_does_no_harm() -> None:
     assert hit.title.encode() and hit.title.startswith("tea")
 
 
+def test_results_whose_address_cannot_be_read_are_left_out() -> None:
+    answer = results({"url": "http://[x/"}, {"url": "http://example℀.com/"}, {"url": "https://a.example/"})
+    with site({"/search": answer}) as engine:
+        assert search(SearxngSearch(engine.url, 5), "tea") == ["https://a.example/"]
+
+
 WIKI = {"query": {"general": {"server": "//tr.wiki.example", "articlepath": "/wiki/$1"},
                   "search": [{"title": "Türk kahvesi & çay", "snippet": 'strong <span class="searchmatch">tea</span>'},
                              {"title": "What is AC/DC?", "snippet": ""}]}}

@@ -109,6 +109,31 @@ def test_second_run_replaces_the_first_and_leaves_nothing_behind(stage: StageDir
     assert names == {"data.parquet", MANIFEST}
 
 
+def test_files_that_no_run_wrote_are_left_alone(stage: StageDirectory) -> None:
+    fill(stage)
+    own = [f"{stage.path}/mine.html", f"{stage.path}/inner/mine.txt", f"{stage.path}/.hidden"]
+    for path in own:
+        stage.workspace.filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        stage.workspace.filesystem.pipe_file(path, b"mine")
+    with stage.writing("l" * 64) as draft:
+        draft.append(ROWS)
+        draft.write_rows(ROWS)
+    assert all(stage.workspace.filesystem.cat_file(path) == b"mine" for path in own)
+    assert not stage.workspace.filesystem.exists(f"{stage.path}/notes.json")
+
+
+def test_a_broken_off_replacement_leaves_nothing_behind_in_the_end(stage: StageDirectory) -> None:
+    fill(stage)
+    with pytest.raises(RuntimeError), stage.writing("l" * 64) as draft:
+        draft.write_rows(ROWS)
+        raise RuntimeError
+    stage.workspace.filesystem.pipe_file(f"{stage.path}/.data.parquet.0123abcd", b"half a file of a killed run")
+    with stage.writing("m" * 64) as draft:
+        draft.write_rows(ROWS)
+    names = {name.rsplit("/", 1)[1] for name in stage.workspace.filesystem.ls(stage.path, detail=False)}
+    assert names == {"data.parquet", MANIFEST}
+
+
 def test_old_output_is_not_complete_while_it_is_replaced(stage: StageDirectory) -> None:
     fill(stage)
     with stage.writing("l" * 64) as draft:

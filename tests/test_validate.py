@@ -90,6 +90,34 @@ def test_an_empty_folder_of_documents_is_an_error(project: Path, capsys: pytest.
     assert validate(project, capsys, "pages.search.path=nowhere")[0] == 2
 
 
+@pytest.mark.parametrize(("place", "override"), [("pages/own.txt", "pages.search.path=pages"),
+                                                 ("index/deep/own.txt", "pages.search.path=index/deep"),
+                                                 ("examples/own.yaml", "tasks=[examples/own.yaml]"),
+                                                 ("evaluation/own.jsonl", "evaluation.items=evaluation/own.jsonl")])
+def test_own_files_where_outputs_go_are_an_error(project: Path, capsys: pytest.CaptureFixture[str], place: str,
+                                                 override: str) -> None:
+    path = project.parent / place
+    path.parent.mkdir(parents=True)
+    path.write_text((project.parent / "tasks" / "acceptability.yaml").read_text() if path.suffix == ".yaml" else "\n")
+    text = [override, "examples.rows_of_task={}"]
+    assert validate(project, capsys, *text)[0] == 0
+    code, said = validate(project, capsys, *text, "workspace=.")
+    assert (code, said.count("\n")) == (2, 1)
+    named = path.parent if path.suffix == ".txt" else path
+    assert f"--set {override.partition('=')[0]}: {named} lies in {project.parent / Path(place).parts[0]}, where the" in said
+    assert path.exists()
+
+
+def test_what_a_project_writes_is_none_of_its_documents(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["pages.search.path=web", "workspace=web/runs"]
+    report = project.parent / "web" / "runs" / "evaluation" / "report.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("A report.")
+    assert "web holds no document" in validate(project, capsys, *overrides)[1]
+    (project.parent / "web" / "runs" / "notes.md").write_text("A document.")
+    assert validate(project, capsys, *overrides)[0] == 0
+
+
 # Addresses
 
 

@@ -24,7 +24,7 @@ from culturemanager.errors import LanguageModelError
 from culturemanager.providers.llm_cache import delimiter_secret
 from culturemanager.records import Culture, Passage, Task, stable_id
 from culturemanager.sections.synthesis import OpenAIGenerator
-from culturemanager.synthesis.candidate import Candidate
+from culturemanager.synthesis.candidate import Candidate, Written
 from culturemanager.synthesis.passages import addresses_model
 from culturemanager.synthesis.written import WrittenGenerator, build_written_generator, examples_schema
 from tests.chat_server import Answer, ChatServer, chat_server, fails, says
@@ -62,6 +62,12 @@ def items(*found: dict[str, Any]) -> Answer:
     return says(json.dumps({"examples": list(found)}))
 
 
+def written(generator: WrittenGenerator, given: Sequence[Passage]) -> Written:
+    """What comes of one piece of work."""
+    (found,) = generator.generate_batch([(ZORLAND, ACCEPTABLE, given)])
+    return found
+
+
 def quoted(prompt: str) -> list[str]:
     """The passages of a prompt, as a model would tell them apart."""
     return [text for _, _, text in BLOCK.findall(prompt)]
@@ -76,20 +82,19 @@ def quotes_every_passage(request: dict[str, Any], number: int) -> Answer:
 def test_each_candidate_stands_on_the_passage_its_number_names(tmp_path: Path) -> None:
     given = passages(8)
     with chat_server(quotes_every_passage) as server:
-        generator = generator_at(server, tmp_path)
-        found = list(generator.generate(ZORLAND, ACCEPTABLE, given))
+        generator = generator_at(server, tmp_path, concurrency=1)
+        found, dropped = written(generator, given)
     assert found == [Candidate("zorland", "acceptability", ITEM["inputs"], "no", p.id, p.text) for p in given]
     assert [len(quoted(server.prompt(i))) for i in range(2)] == [6, 2]  # in calls of six, in the order given
-    assert generator.name == "openai:m" and not generator.dropped
+    assert generator.name == "openai:m" and not dropped
 
 
 def test_a_candidate_on_a_passage_that_does_not_exist_is_dropped_and_counted(tmp_path: Path) -> None:
     wrong = [{**ITEM, "passage": number} for number in (0, 3, -1, 99)]
     with chat_server(lambda *_: items(*wrong, {**ITEM, "passage": 2})) as server:
-        generator = generator_at(server, tmp_path)
-        (found,) = generator.generate(ZORLAND, ACCEPTABLE, passages(2))
+        (found,), dropped = written(generator_at(server, tmp_path), passages(2))
     assert found.passage_id == passages(2)[1].id
-    assert generator.dropped == Counter(unknown_passage=4)
+    assert dropped == Counter(unknown_passage=4)
 
 
 def test_a_call_whose_answer_stays_unusable_is_counted_and_the_others_go_on(tmp_path: Path) -> None:
@@ -97,11 +102,10 @@ def test_a_call_whose_answer_stays_unusable_is_counted_and_the_others_go_on(tmp_
         return says("no") if "Fact 0 " in request["messages"][-1]["content"] else quotes_every_passage(request, number)
 
     with chat_server(behaviour) as server:
-        generator = generator_at(server, tmp_path)
-        first, second = generator.generate_batch([(ZORLAND, ACCEPTABLE, passages(8)),
-                                                  (ZORLAND, ACCEPTABLE, passages(2, "Rule"))])
+        (first, lost), (second, none) = generator_at(server, tmp_path).generate_batch(
+            [(ZORLAND, ACCEPTABLE, passages(8)), (ZORLAND, ACCEPTABLE, passages(2, "Rule"))])
     assert [c.passage_id for c in first] == [p.id for p in passages(8)[6:]] and len(second) == 2
-    assert generator.dropped == Counter(unusable_answer=1)
+    assert lost == Counter(unusable_answer=1) and not none
 
 
 @pytest.mark.parametrize(("task", "good", "bad"), [
@@ -137,7 +141,7 @@ def test_a_batch_gives_each_piece_of_work_its_own_candidates_in_order(tmp_path: 
     work = [(ZORLAND, ACCEPTABLE, passages(count, f"Work{count}")) for count in (7, 0, 3, 13)]
     with chat_server(lambda r, n: (time.sleep(0.01 * (n % 3)), quotes_every_passage(r, n))[1]) as server:
         found = generator_at(server, tmp_path).generate_batch(work)
-    assert [[c.passage_id for c in piece] for piece in found] == [[p.id for p in given] for _, _, given in work]
+    assert [[c.passage_id for c in piece] for piece, _ in found] == [[p.id for p in given] for _, _, given in work]
 
 
 def test_concurrency_calls_are_in_flight_and_never_more(tmp_path: Path) -> None:
@@ -181,8 +185,8 @@ def test_the_first_call_that_fails_for_good_ends_the_batch(tmp_path: Path) -> No
 def test_a_generator_pickles_and_still_hits_the_cache(tmp_path: Path) -> None:
     with chat_server(quotes_every_passage) as server:
         generator = generator_at(server, tmp_path)
-        first = list(generator.generate(ZORLAND, ACCEPTABLE, passages(3)))
-        assert list(pickle.loads(pickle.dumps(generator)).generate(ZORLAND, ACCEPTABLE, passages(3))) == first
+        first = written(generator, passages(3))
+        assert written(pickle.loads(pickle.dumps(generator)), passages(3)) == first
     assert len(server.requests) == 1
 
 
@@ -196,7 +200,7 @@ from culturemanager.sections.synthesis import OpenAIGenerator
 from culturemanager.synthesis.written import build_written_generator
 config = OpenAIGenerator(kind="openai", base_url=sys.argv[1], model="m", concurrency=2, timeout_s=20)
 generator = build_written_generator(config, Path(sys.argv[2]))
-(found,) = generator.generate_batch(pickle.loads(bytes.fromhex(sys.argv[3])))
+((found, _),) = generator.generate_batch(pickle.loads(bytes.fromhex(sys.argv[3])))
 print(*(candidate.passage_id for candidate in found), sep="\\n")
 """
 
@@ -273,7 +277,7 @@ def test_a_planted_instruction_stands_between_delimiters_and_what_it_yields_can_
         return items({**ITEM, "answer": "yes", "passage": 2, "quote": planted}, {**ITEM, "passage": 1})
 
     with chat_server(obeys) as server:
-        found = list(generator_at(server, tmp_path).generate(ZORLAND, ACCEPTABLE, [*passages(1), page]))
+        found, _ = written(generator_at(server, tmp_path), [*passages(1), page])
     prompt = server.prompt(0)
     assert planted in prompt and planted not in outside(prompt)
     assert quoted(prompt) == [passages(1)[0].text, page.text]  # the guessed delimiter closes nothing
@@ -283,7 +287,7 @@ def test_a_planted_instruction_stands_between_delimiters_and_what_it_yields_can_
 
 def test_the_seeds_and_the_count_reach_the_prompt(tmp_path: Path) -> None:
     with chat_server(lambda *_: items()) as server:
-        assert list(generator_at(server, tmp_path).generate(ZORLAND, ACCEPTABLE, passages(1))) == []
+        assert written(generator_at(server, tmp_path), passages(1)) == ([], Counter())
     assert '{"inputs": {"behaviour": "Humming on a ferry."}, "answer": "yes"}' in server.prompt(0)
     assert "up to 8 items" in server.prompt(0)
 
@@ -307,5 +311,5 @@ def test_without_a_secret_every_call_has_new_delimiters(tmp_path: Path) -> None:
     with chat_server(quotes_every_passage) as server:
         model = generator_at(server, tmp_path).model
         for _ in range(2):
-            list(WrittenGenerator(model).generate(ZORLAND, ACCEPTABLE, passages(1)))
+            written(WrittenGenerator(model), passages(1))
     assert len({BLOCK.search(server.prompt(i))[1] for i in range(2)}) == 2

@@ -10,9 +10,10 @@ from __future__ import annotations
 import datetime
 import hashlib
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import httpx2
@@ -157,8 +158,8 @@ class HttpFetcher:
                      "Accept": "text/html,application/xhtml+xml,text/markdown,text/plain;q=0.9"})
 
     async def _follow(self, client: httpx2.AsyncClient, url: httpx2.URL, asked: str) -> FetchedPage:
-        async def get(robots_url: httpx2.URL, wanted: int) -> tuple[int, bytes]:
-            return await _get_start(client, robots_url, wanted)
+        async def get(robots_url: httpx2.URL, wanted: int, reached: Callable[[], None]) -> tuple[int, bytes]:
+            return await _get_start(client, robots_url, wanted, reached)
 
         for _ in range(self._limits.max_redirects + 1):
             await self._robots.require_allowed(url, get)
@@ -193,10 +194,15 @@ async def _read_body(response: httpx2.Response, max_bytes: int, url: httpx2.URL)
     return bytes(body)
 
 
-async def _get_start(client: httpx2.AsyncClient, url: httpx2.URL, wanted: int) -> tuple[int, bytes]:
-    """Status and the first `wanted` bytes of what `url` leads to."""
+async def _get_start(client: httpx2.AsyncClient, url: httpx2.URL, wanted: int,
+                     reached: Callable[[], None]) -> tuple[int, bytes]:
+    """Status and the first `wanted` bytes of what `url` leads to; `reached` is called once a connection stands."""
+    async def trace(event: str, _: Any) -> None:
+        if event == "connection.connect_tcp.complete":
+            reached()
+
     for _ in range(ROBOTS_REDIRECTS + 1):
-        async with client.stream("GET", url) as response:
+        async with client.stream("GET", url, extensions={"trace": trace}) as response:
             if response.status_code in REDIRECTS:
                 url = _redirect_target(response, url)
                 continue

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from culturemanager.config import Project
 from culturemanager.errors import FetchError, SearchError
 from culturemanager.sections.synthesis import FolderSearch
+from culturemanager.storage import Workspace
 
 SCHEME = "folder:"
 CONTENT_TYPES = {".html": "text/html", ".htm": "text/html", ".md": "text/markdown", ".txt": "text/plain"}
@@ -23,6 +24,11 @@ def folder_path(config: FolderSearch, project: Project) -> Path:
     if config.path == "embedded":
         return Path(str(resources.files("culturemanager.embedded") / "web"))
     return project.resolve(config.path)
+
+
+def outputs(project: Project) -> list[Path]:
+    """Folders that a project writes; a searched folder may hold them, and nothing in them is a document."""
+    return Workspace(project.workspace_url).folders()
 
 
 def require_folder(folder: Path) -> Path:
@@ -37,29 +43,29 @@ def require_folder(folder: Path) -> Path:
     return folder.resolve()
 
 
-def require_documents(folder: Path) -> None:
-    """Look for one document below a folder.
+def require_documents(folder: Path, without: Collection[Path] = ()) -> None:
+    """Look for one document below a folder, as `documents` does.
 
     Raises:
         SearchError: there is no such folder, or it holds none.
     """
-    if next(_found(require_folder(folder)), None) is None:
+    if next(_found(require_folder(folder), without), None) is None:
         raise SearchError(f"{folder} holds no document. Expected files that end in {', '.join(CONTENT_TYPES)}: put some there, "
                           "or set `pages.search.path` to another folder.")
 
 
-def documents(folder: Path) -> Iterator[tuple[str, Path]]:
+def documents(folder: Path, without: Collection[Path] = ()) -> Iterator[tuple[str, Path]]:
     """Every document below `folder` as (url, path), in the order of the urls.
 
-    Links are not followed, and names that start with a full stop are left out.
+    Links are not followed; names that start with a full stop and the folders `without` are left out.
     """
     yield from ((SCHEME + name, path) for name, path in sorted((path.relative_to(folder).as_posix(), path)
-                                                               for path in _found(folder)))
+                                                               for path in _found(folder, without)))
 
 
-def _found(folder: Path) -> Iterator[Path]:
+def _found(folder: Path, without: Collection[Path]) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(place, name) not in without]
         for path in (Path(place, name) for name in names if not name.startswith(".")):
             if path.suffix.lower() in CONTENT_TYPES and not path.is_symlink() and path.is_file():
                 yield path

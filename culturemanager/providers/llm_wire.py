@@ -84,8 +84,8 @@ def status_failure(error: Any, said: str, key_variable: str, again: str) -> Call
     """
     status = error.status_code
     said = f"answered {status} ({said[:2 * SHOWN_CHARACTERS]})"
-    # Azure's filter judges one prompt: the next passages may pass.
-    if error.code == "content_filter":
+    # Azure's filter judges one prompt, and one prompt may be too long: the next passages may pass.
+    if error.code in ("content_filter", "context_length_exceeded"):
         return CallFailedError(f"{said}.", status=status, one_call_only=True)
     # The account is out of money: waiting does not help, though the status says to slow down.
     if error.code == "insufficient_quota":

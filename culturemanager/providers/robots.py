@@ -16,8 +16,9 @@ MAX_ROBOTS_BYTES = 500 * 1024
 MAX_CRAWL_DELAY_S = 30.0
 NOBODY = "User-agent: *\nDisallow: /"
 
-Get = Callable[[httpx2.URL, int], Awaitable[tuple[int, bytes]]]
-"""Follows redirects; (url, bytes wanted) -> status and the body's beginning. Raises FetchError and httpx2 errors."""
+Get = Callable[[httpx2.URL, int, Callable[[], None]], Awaitable[tuple[int, bytes]]]
+"""Follows redirects; (url, bytes wanted, called once a server is reached) -> status and the body's beginning. Raises
+FetchError and httpx2 errors."""
 
 
 class Robots:
@@ -45,7 +46,7 @@ class Robots:
 
         Raises:
             FetchError: not allowed; or (`address`) robots.txt leads to a refused address.
-            httpx2.ConnectError: nothing listens there.
+            httpx2.ConnectError, httpx2.ConnectTimeout: nobody was reached, which says nothing about the rules.
         """
         origin = _origin(url)
         rules = self._rules.get(origin)
@@ -57,16 +58,21 @@ class Robots:
             self._free_at[origin] = time.monotonic() + min(delay, MAX_CRAWL_DELAY_S)
 
     async def _read(self, url: httpx2.URL, get: Get) -> str:
+        reached = anyio.Event()
         try:
             with anyio.fail_after(self._timeout_s):
-                status, body = await get(url, MAX_ROBOTS_BYTES)
-        except httpx2.ConnectError:
+                status, body = await get(url, MAX_ROBOTS_BYTES, reached.set)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
             raise
         except FetchError as error:
             if error.reason in ("address", "network"):
                 raise
             return NOBODY
-        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError):
+        except TimeoutError:
+            if not reached.is_set():  # no name server answered, or none of the host's addresses
+                raise httpx2.ConnectTimeout("") from None
+            return NOBODY
+        except (httpx2.HTTPError, httpx2.InvalidURL):
             return NOBODY
         if status == 200:
             return body.decode("utf-8", "replace")

@@ -12,7 +12,7 @@ import html
 import re
 import urllib.parse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ import numpy as np
 from culturemanager import config
 from culturemanager.errors import FetchError, SearchError
 from culturemanager.providers.document import decode, title_and_text
-from culturemanager.providers.folder import CONTENT_TYPES, documents, folder_path, read_document, require_folder
+from culturemanager.providers.folder import CONTENT_TYPES, documents, folder_path, outputs, read_document, require_folder
 from culturemanager.providers.json_api import ATTEMPTS, get_json, shown
 from culturemanager.sections import synthesis as settings
 
@@ -65,19 +65,21 @@ class FolderSearch:
     Args:
         folder: read once, when the object is made.
         max_bytes: larger files are skipped.
+        without: folders below it that are not searched.
 
     Raises:
         SearchError: there is no such folder, or no document in it.
     """
 
-    def __init__(self, folder: Path, max_bytes: int = settings.FetchConfig().max_bytes) -> None:
+    def __init__(self, folder: Path, max_bytes: int = settings.FetchConfig().max_bytes,
+                 without: Collection[Path] = ()) -> None:
         import bm25s
 
         folder = require_folder(folder)
         self.skipped: Counter[str] = Counter()
         self._hits: list[SearchHit] = []
         corpus: list[list[str]] = []
-        for url, path in documents(folder):
+        for url, path in documents(folder, without):
             content_type = CONTENT_TYPES[path.suffix.lower()]
             if not url.isprintable():  # line breaks, or bytes that are no text
                 self.skipped["unreadable"] += 1
@@ -197,7 +199,11 @@ def _web_hits(results: Sequence[Any], limit: int, snippet_field: str) -> list[Se
     for result in results:
         if not isinstance(result, Mapping) or not str(result.get("url", "")).startswith(("http://", "https://")):
             continue
-        url = urllib.parse.urldefrag(str(result["url"])).url
+        try:
+            url = urllib.parse.urldefrag(str(result["url"])).url
+            urllib.parse.urlsplit(url)
+        except ValueError:  # `http://[x/` only looks like an address
+            continue
         if not url.isprintable():
             continue
         hits.setdefault(url, SearchHit(url, _plain(result.get("title")), _plain(result.get(snippet_field))))
@@ -220,7 +226,7 @@ def build_search(search: settings.SearchConfig, project: config.Project, attempt
     """
     user_agent = project.pages.fetch.user_agent
     if isinstance(search, settings.FolderSearch):
-        return FolderSearch(folder_path(search, project), project.pages.fetch.max_bytes)
+        return FolderSearch(folder_path(search, project), project.pages.fetch.max_bytes, outputs(project))
     if isinstance(search, settings.SearxngSearch):
         return SearxngSearch(search.url, search.timeout_s, user_agent, attempts)
     return WikipediaSearch(search.url, search.timeout_s, user_agent, attempts)

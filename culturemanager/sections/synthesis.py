@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PositiveInt, Tag
 
 from culturemanager.sections.base import Section, kind_or
+
+
+def _readable(value: str) -> str:
+    if not any(map(str.isalnum, value)):
+        raise ValueError(f"{value!r} holds no letter; expected a word as it stands in a text")
+    return value
+
+
+Words = Annotated[str, AfterValidator(_readable)]
 
 
 class CultureEntry(Section):
@@ -14,15 +23,15 @@ class CultureEntry(Section):
 
     id: str
     """Lower-case name used in adapter ids: `austria`."""
-    name: str
+    name: Words
     """As a prompt names it: `Austria`."""
-    countries: tuple[str, ...] = ()
+    countries: tuple[Words, ...] = ()
     """Country names as they appear in text."""
-    languages: tuple[str, ...] = ()
+    languages: tuple[Words, ...] = ()
     """ISO 639-1 codes, most spoken first."""
-    demonyms: tuple[str, ...] = ()
+    demonyms: tuple[Words, ...] = ()
     """`Austrian`, `Austrians`."""
-    cues: tuple[str, ...] = ()
+    cues: tuple[Words, ...] = ()
     """Cities, festivals and other words that point to the culture."""
 
 
@@ -77,6 +86,12 @@ class QueriesConfig(Section):
     """Also ask the language model for queries; needs `examples.generator.kind: openai`."""
 
 
+def _header(value: str) -> str:
+    if not value.isascii() or not value.isprintable() or value != value.strip() or not value:
+        raise ValueError(f"{value!r} cannot be sent; expected printable ASCII, without blanks at its ends")
+    return value
+
+
 class FetchConfig(Section):
     """Limits on what is fetched from the web."""
 
@@ -88,7 +103,7 @@ class FetchConfig(Section):
     """Redirects followed for one page."""
     allow_private_addresses: bool = False
     """Permit loopback, private and link-local addresses, for an intranet."""
-    user_agent: str = "CultureManager/0.1 (+https://github.com/culturemanager/culturemanager)"
+    user_agent: Annotated[str, AfterValidator(_header)] = "CultureManager/0.1 (+https://github.com/culturemanager/culturemanager)"
     """Sent with every request and matched against robots.txt."""
 
 
@@ -111,9 +126,9 @@ class PassagesConfig(Section):
     """Main text, cut into passages."""
 
     max_words: int = Field(default=90, ge=20)
-    """Longest passage; sentences are not cut."""
-    near_duplicate: float = Field(default=0.8, gt=0, le=1)
-    """Estimated Jaccard similarity from which two passages of a culture count as one."""
+    """Longest passage; a sentence is cut only if it is longer."""
+    near_duplicate: float = Field(default=0.8, gt=0, le=0.96)
+    """Estimated Jaccard similarity from which two passages of a culture count as one; the estimate tells no more than 0.96."""
 
 
 class EmbeddingConfig(Section):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,14 +24,20 @@ class Candidate:
     """The passage's sentence that is said to support the answer."""
 
 
+Work = tuple[Culture, Task, Sequence[Passage]]
+"""A task for a culture, and the passages that its candidates stand on."""
+Written = tuple[list[Candidate], Counter[str]]
+"""What came of a piece of work: candidates in the order of their passages, and what was thrown away, by reason."""
+
+
 class ExampleGenerator(Protocol):
     """Writes candidates from passages."""
 
     name: str
     """Kept with every example."""
 
-    def generate(self, culture: Culture, task: Task, passages: Sequence[Passage]) -> Iterator[Candidate]:
-        """Candidates of a task for a culture, in the order of the passages they stand on.
+    def generate_batch(self, work: Sequence[Work]) -> list[Written]:
+        """What comes of each piece of work, in its order.
 
         Raises:
             LanguageModelError: a generator that asks an endpoint could not reach it.

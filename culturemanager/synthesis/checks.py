@@ -65,7 +65,7 @@ class Checker:
                 key = (example.culture, example.task, normalise(example.prompt))
                 if key in seen:
                     reason = "duplicate: same prompt"
-                elif self._items.shared_with(f"{example.prompt} {example.completion}"):
+                elif any(map(self._items.shared_with, (f"{example.prompt} {example.completion}", example.quote))):
                     reason = "leakage: shares words with an evaluation item"
                 else:
                     seen.add(key)

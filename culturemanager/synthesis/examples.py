@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from culturemanager.errors import SynthesisError
+from culturemanager.errors import NothingFoundError, SynthesisError
 from culturemanager.records import Culture, Example, Passage, Task, stable_id
 from culturemanager.sections.synthesis import EmbeddingConfig, ExamplesConfig
 from culturemanager.storage import StageDraft
-from culturemanager.synthesis.candidate import Candidate, ExampleGenerator
+from culturemanager.synthesis.candidate import Candidate, ExampleGenerator, Written
 
 PASSAGES_PER_CALL = 6
 CALLS_PER_BATCH = 8
+"""At least; as many as may be in flight, where those are more."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def make_generator(config: ExamplesConfig, embedding: EmbeddingConfig, passages:
 
 
 class GenerateCandidates:
-    """Ray Data actor: turns a batch of calls into one row per call, its candidates as JSON."""
+    """Ray Data actor: turns a batch of calls into one row per call, its candidates and its drops as JSON."""
 
     def __init__(self, generator_factory: Callable[[], ExampleGenerator], passages: Sequence[Passage],
                  cultures: Sequence[Culture], tasks: Sequence[Task]) -> None:
@@ -71,21 +72,25 @@ class GenerateCandidates:
                 for culture, task, ids in zip(batch["culture"], batch["task"], batch["passage_ids"], strict=True)]
         written = self._generator.generate_batch(work)
         return {"call": batch["id"], "candidates": np.array([json.dumps([vars(c) | {"inputs": dict(c.inputs)} for c in found],
-                                                                        ensure_ascii=False) for found in written])}
+                                                                        ensure_ascii=False) for found, _ in written]),
+                "dropped": np.array([json.dumps(dropped) for _, dropped in written])}
 
 
 def write_candidates(calls: Sequence[Call], generator_factory: Callable[[], ExampleGenerator], passages: Sequence[Passage],
                      cultures: Sequence[Culture], tasks: Sequence[Task], draft: StageDraft, actors: int = 1,
-                     progress: Callable[[int, int, str], None] | None = None) -> list[Candidate]:
+                     in_flight: int = 1, progress: Callable[[int, int, str], None] | None = None) -> Written:
     """Generate for every call that the draft does not hold yet; finished calls are kept as they come.
 
+    Args:
+        in_flight: calls that the generator makes at once.
+
     Returns:
-        The candidates of all calls, in the calls' order.
+        The candidates of all calls, in the calls' order, and what the generator threw away.
     """
     import ray
     import ray.data
 
-    finished = {row["call"]: row["candidates"] for row in draft.rows()}
+    finished = {row["call"]: row for row in draft.rows()}
     left = [call for call in calls if call.id not in finished]
     if left:
         rows = [
@@ -93,15 +98,15 @@ def write_candidates(calls: Sequence[Call], generator_factory: Callable[[], Exam
         ]
         dataset = ray.data.from_items(rows).map_batches(
             GenerateCandidates, fn_constructor_args=(generator_factory, passages, cultures, tasks),
-            batch_size=CALLS_PER_BATCH, compute=ray.data.ActorPoolStrategy(size=actors))
+            batch_size=max(CALLS_PER_BATCH, in_flight), compute=ray.data.ActorPoolStrategy(size=actors))
         for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-            done = [{"call": str(call), "candidates": str(text)}
-                    for call, text in zip(batch["call"], batch["candidates"], strict=True)]
+            done = [dict(zip(batch, map(str, values), strict=True)) for values in zip(*batch.values(), strict=True)]
             draft.append(done)
-            finished.update((row["call"], row["candidates"]) for row in done)
+            finished.update((row["call"], row) for row in done)
             if progress:
                 progress(len(finished), len(calls), "passage portions written up")
-    return [Candidate(**values) for call in calls for values in json.loads(finished[call.id])]
+    candidates = [Candidate(**values) for call in calls for values in json.loads(finished[call.id]["candidates"])]
+    return candidates, sum((Counter(json.loads(finished[call.id]["dropped"])) for call in calls), Counter())
 
 
 def summary(examples: Sequence[Example], dropped: Counter[str], cultures: Sequence[Culture], minimum: int) -> dict[str, Any]:
@@ -115,7 +120,10 @@ def summary(examples: Sequence[Example], dropped: Counter[str], cultures: Sequen
 
 
 def require_rows(details: dict[str, Any], minimum: int) -> None:
-    """Raise `SynthesisError` naming the cultures with fewer rows than `minimum`."""
+    """Raise `SynthesisError` naming the cultures with fewer rows than `minimum`; `NothingFoundError` if all have."""
+    if len(details["too_few"]) == len(details["by_culture"]):
+        raise NothingFoundError(f"every culture has too few training rows (under {minimum}). Look at `dropped` in "
+                                "examples/manifest.json, give the cultures more pages, or lower `examples.minimum`.")
     if details["too_few"]:
         raise SynthesisError(
             f"too few training rows (under {minimum}) for {', '.join(details['too_few'])}; the other cultures went on. "

@@ -8,6 +8,7 @@ statements of other cultures recommend, found with FAISS, becomes the wrong opti
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from culturemanager.providers.embedding import Embedder
 from culturemanager.records import Culture, Passage, Task, stable_id
 from culturemanager.routing.gazetteer import Gazetteer
 from culturemanager.synthesis.attribution import attribute, page_subject
-from culturemanager.synthesis.candidate import Candidate
+from culturemanager.synthesis.candidate import Candidate, Work, Written
 from culturemanager.synthesis.extractable import text_field, yes_and_no
 from culturemanager.synthesis.norms import Norm, base_phrase, gerund_phrase, read_norms
 
@@ -85,9 +86,9 @@ class ExtractiveGenerator:
                 if self._statements[number].culture == culture.id:
                     yield from make(task, field, number)
 
-    def generate_batch(self, work: Sequence[tuple[Culture, Task, Sequence[Passage]]]) -> list[list[Candidate]]:
-        """`generate` for several units of work."""
-        return [list(self.generate(culture, task, passages)) for culture, task, passages in work]
+    def generate_batch(self, work: Sequence[Work]) -> list[Written]:
+        """`generate` for several pieces of work; nothing is thrown away."""
+        return [(list(self.generate(culture, task, passages)), Counter()) for culture, task, passages in work]
 
     def _judgements(self, task: Task, field: str, number: int) -> Iterator[Candidate]:
         statement = self._statements[number]

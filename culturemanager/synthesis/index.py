@@ -140,6 +140,11 @@ class PassageIndex:
         rows = stage.read_table("passages.parquet").to_pydict()
         return cls(shards, rows["passage_id"], rows["culture"], embedder)
 
+    @property
+    def passage_ids(self) -> frozenset[str]:
+        """Of every passage that may be found."""
+        return frozenset(self._ids)
+
     def search(self, texts: Sequence[str], *, culture: str | None = None, limit: int = 5) -> list[list[Hit]]:
         """The most similar passages for each text, best first.
 

@@ -60,6 +60,8 @@ TRAILING = re.compile(r"(?:,? (?:because|since|as it|as this|as that|so that|so 
                       r"|[;:–—].*| - .*)$", re.I)
 BAD_ACTION = re.compile(r"\b(?:that|this|these|those|they|so|such|do so|doing so|which|too)$|^(?:\w+ )?(?:it|them)$|^(?:that|this|it|so|do so|doing so|be|being|have|having|"
                         r"see|know|notice|feel|hear|find|think|say|tell you)\b", re.I)
+LONGEST = 1000
+"""Characters of a sentence; the time of the rules grows with their square, and no longer text is one sentence."""
 SECOND_PERSON = ((r"\b(?:their|his|her|one's)\b", "your"), (r"\bthemselves\b|\bhimself\b|\bherself\b|\boneself\b", "yourself"))
 
 
@@ -75,12 +77,14 @@ class Norm:
 
 
 def read_norms(sentence: str, without_places: Callable[[str], str] = str) -> list[Norm]:
-    """The norms of one sentence, the surest first; empty if no rule fits.
+    """The norms of one sentence, the surest first; empty if no rule fits, or if it is too long for one.
 
     Args:
         sentence: one English sentence.
         without_places: takes the names of places out of a sentence, so that no action contains one.
     """
+    if len(sentence) > LONGEST:
+        return []
     text = _tidy(sentence, without_places)
     norms: list[Norm] = []
     for clause in _clauses(text):

@@ -208,7 +208,10 @@ def _row(kind: str, key: str, reason: str, data: str) -> Row:
 
 
 def _site(url: str) -> str:
-    return "://".join(urlsplit(url)[:2])
+    try:
+        return "://".join(urlsplit(url)[:2])
+    except ValueError:  # no address; the fetcher says so
+        return url
 
 
 def _taking_turns(items: Sequence[Item], group: Callable[[Item], str]) -> list[Item]:

@@ -13,12 +13,16 @@ import numpy as np
 from culturemanager.records import Page, Passage, stable_id
 from culturemanager.sections.synthesis import PassagesConfig
 from culturemanager.synthesis.text import page_blocks, sentences
-from culturemanager.tasks import normalise
+from culturemanager.tasks import UNSPACED, normalise
 
 MINIMUM_WORDS = 5
 SHINGLE_WORDS = 4
 PERMUTATIONS = 64
 PAGES_PER_BATCH = 16
+LONGEST_WORD = 100
+"""Characters; what is longer is no word (an image written into the text, say) and counts as several."""
+WORD = re.compile(rf"\s*(?:{UNSPACED.pattern}|[^\s{UNSPACED.pattern[1:-1]}]{{1,{LONGEST_WORD}}})")
+"""A word with the space before it; where a script writes no spaces, a letter."""
 
 ADDRESSES_MODEL = re.compile(
     r"(?:ignore|disregard|forget|override)\s+(?:\w+\s+){0,3}(?:previous|prior|above|earlier|preceding|all|your)\s+(?:\w+\s+){0,2}"
@@ -38,11 +42,11 @@ def addresses_model(text: str) -> bool:
 
 
 def page_passages(page: Page, config: PassagesConfig) -> Iterator[Passage]:
-    """A page's passages in order. A passage never crosses a heading, and never cuts a sentence."""
+    """A page's passages in order. None crosses a heading, and none cuts a sentence that fits into one."""
     position = 0
     for heading, group in _by_heading(page):
         for text in _pack(group, config.max_words):
-            if len(text.split()) < MINIMUM_WORDS:
+            if len(WORD.findall(text)) < MINIMUM_WORDS:
                 continue
             yield Passage(id=stable_id(page.url, str(position), text), culture=page.culture, page_id=page.id,
                           url=page.final_url, title=page.title, heading=heading, text=text, language=detect_language(text),
@@ -63,13 +67,13 @@ def _by_heading(page: Page) -> Iterator[tuple[str, list[str]]]:
 
 
 def _pack(blocks: Iterable[str], max_words: int) -> Iterator[str]:
-    """Join whole blocks, line by line, up to `max_words`; a longer block is cut between sentences."""
+    """Join whole blocks, line by line, up to `max_words`; a longer block is cut between sentences, a longer sentence too."""
     lines: list[str] = []
     words = 0
     for block in blocks:
-        pieces = [block] if len(block.split()) <= max_words else _cut(block, max_words)
+        pieces = [block] if len(WORD.findall(block)) <= max_words else _cut(block, max_words)
         for piece in pieces:
-            count = len(piece.split())
+            count = len(WORD.findall(piece))
             if lines and words + count > max_words:
                 yield "\n".join(lines)
                 lines, words = [], 0
@@ -81,12 +85,19 @@ def _pack(blocks: Iterable[str], max_words: int) -> Iterator[str]:
 
 def _cut(block: str, max_words: int) -> list[str]:
     pieces: list[str] = []
-    for sentence in sentences(block):
-        if pieces and len(f"{pieces[-1]} {sentence}".split()) <= max_words:
+    for sentence in (part for whole in sentences(block) for part in _portions(whole, max_words)):
+        if pieces and len(WORD.findall(f"{pieces[-1]} {sentence}")) <= max_words:
             pieces[-1] += f" {sentence}"
         else:
             pieces.append(sentence)
     return pieces
+
+
+def _portions(sentence: str, max_words: int) -> Iterator[str]:
+    """The sentence; one of more than `max_words`, such as a page without full stops, in portions of so many."""
+    words = WORD.findall(sentence)
+    for start in range(0, len(words), max_words):
+        yield "".join(words[start:start + max_words]).strip()
 
 
 def detect_language(text: str) -> str:

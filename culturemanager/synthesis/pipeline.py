@@ -7,8 +7,9 @@ the stage before, and goes on from where an interrupted run stopped.
 from __future__ import annotations
 
 import functools
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from culturemanager import metrics
 from culturemanager.config import Project
 from culturemanager.cultures import resolve_cultures
 from culturemanager.embedded.base_model import cache_folder
-from culturemanager.errors import SynthesisError
+from culturemanager.errors import NothingFoundError, SynthesisError
 from culturemanager.items import load_items
 from culturemanager.ngrams import WordRuns, item_texts
 from culturemanager.records import Culture, Page, Passage, Query, Task, to_rows
@@ -24,7 +25,7 @@ from culturemanager.storage import StageDirectory, Workspace, fingerprint
 from culturemanager.tasks import load_task
 
 STAGES = ("queries", "pages", "passages", "index", "examples")
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raise it when a stage's code changes what it writes."""
 
 ProgressReport = Callable[[int, int, str], None]
@@ -38,6 +39,7 @@ def synthesize(project: Project, until: str = "examples", progress: ProgressRepo
 
     Raises:
         SynthesisError: a culture ended with no pages or too few rows; the others are complete.
+        NothingFoundError: no culture has pages or enough rows.
     """
     run = Synthesis(project, progress)
     for stage in STAGES[: STAGES.index(until) + 1]:
@@ -69,10 +71,16 @@ class Synthesis:
             "pages": [project.pages.model_dump(), _folder_state(project)],
             "passages": [project.passages.model_dump()],
             "index": [project.index.model_dump(), project.embedding.model],
-            "examples": [project.examples.model_dump(), project.embedding.model, project.evaluation.items],
+            "examples": [project.examples.model_dump(), project.embedding.model, self.held_out if stage == "examples" else []],
         }
         before = {"queries": None, "pages": "queries", "passages": "pages", "index": "passages", "examples": "passages"}[stage]
         return fingerprint(CODE_VERSION, stage, settings[stage], self.fingerprint(before) if before else "")
+
+    @functools.cached_property
+    def held_out(self) -> list[str]:
+        """The texts of the evaluation items, which no training row may repeat."""
+        items = load_items(self._items_source(), self.tasks, self.cultures).items
+        return [text for item in items for text in item_texts(item)]
 
     def is_complete(self, stage: str) -> bool:
         return self.workspace.stage(stage).is_complete(self.fingerprint(stage))
@@ -95,9 +103,8 @@ class Synthesis:
         if "pages" in done:
             failed = self.workspace.stage("pages").manifest().details["failed_cultures"]
             if failed:
-                raise SynthesisError("nothing was found for "
-                                     + "; ".join(f"{culture}: {reason}" for culture, reason in failed.items())
-                                     + ". The other cultures went on. Check `pages.search`, or add pages for these cultures.")
+                raise SynthesisError(f"nothing was found for {_reasons(failed)}. The other cultures went on. Check "
+                                     "`pages.search`, or add pages for these cultures.")
         if "examples" in done:
             require_rows(self.workspace.stage("examples").manifest().details, self.project.examples.minimum)
 
@@ -106,9 +113,11 @@ class Synthesis:
 
         with stage.writing(key) as draft:
             model = self._language_model() if self.project.queries.llm else None
-            queries = write_queries(self.project.queries, self.cultures, self.tasks, model, self.progress)
+            dropped: Counter[str] = Counter()
+            queries = write_queries(self.project.queries, self.cultures, self.tasks, model, self.progress, dropped)
             draft.write_rows(to_rows(queries))
-            draft.details = {"rows": len(queries), "by_culture": dict(Counter(q.culture for q in queries)),
+            draft.details = {"rows": len(queries), "dropped": dict(dropped),
+                             "by_culture": dict(Counter(q.culture for q in queries)),
                              "task_specific": sum(bool(q.task) for q in queries)}
 
     def _pages(self, stage: StageDirectory, key: str) -> None:
@@ -122,14 +131,14 @@ class Synthesis:
             result = collect_pages(queries, config, functools.partial(build_search, config.search, self.project),
                                    functools.partial(build_fetcher, config.search, config.fetch, self.project),
                                    draft, self.progress)
-            draft.write_rows(to_rows(result.pages))
             found = Counter(page.culture for page in result.pages)
             failed = dict(result.failed_cultures)
             failed |= {c.id: "no page could be fetched" for c in self.cultures if not found[c.id] and c.id not in failed}
+            if not result.pages:
+                raise NothingFoundError(f"no page was found for any culture ({_reasons(failed)}). Check `pages.search`.")
+            draft.write_rows(to_rows(result.pages))
             draft.details = {"rows": len(result.pages), "dropped": dict(result.dropped), "by_culture": dict(found),
                              "failed_cultures": failed}
-        if not result.pages:
-            raise SynthesisError("no page was found for any culture. Check `pages.search`.")
 
     def _passages(self, stage: StageDirectory, key: str) -> None:
         from culturemanager.synthesis.passages import deduplicate, extract_passages
@@ -138,8 +147,12 @@ class Synthesis:
         with stage.writing(key) as draft:
             extracted, dropped = extract_passages(pages, self.project.passages, self.progress)
             passages, duplicates = deduplicate(extracted, self.project.passages.near_duplicate)
+            dropped += duplicates
+            if not passages:
+                raise NothingFoundError(f"none of {len(pages)} pages holds a passage; dropped: {dict(dropped)}. Look at the "
+                                        "pages: they need paragraphs of five words or more.")
             draft.write_rows(to_rows(passages))
-            draft.details = {"rows": len(passages), "dropped": dict(dropped + duplicates),
+            draft.details = {"rows": len(passages), "dropped": dict(dropped),
                              "by_culture": dict(Counter(p.culture for p in passages)),
                              "by_language": dict(Counter(p.language for p in passages))}
 
@@ -157,18 +170,21 @@ class Synthesis:
         project, passages = self.project, self.passages()
         factory = functools.partial(examples.make_generator, project.examples, project.embedding, passages, self.cultures,
                                     self._cache_folder())
-        items = load_items(self._items_source(), self.tasks, self.cultures).items
+        generator = project.examples.generator
+        in_flight = generator.concurrency if generator.kind == "openai" else 1
         with stage.writing(key) as draft:
             calls = examples.plan_calls(self.cultures, self.tasks, passages, examples.PASSAGES_PER_CALL)
-            candidates = examples.write_candidates(calls, factory, passages, self.cultures, self.tasks, draft,
-                                                   progress=self.progress)
-            checker = Checker(self.tasks, self.cultures, passages, WordRuns(t for item in items for t in item_texts(item)),
-                              project.examples, project.examples.generator.kind)
+            candidates, dropped = examples.write_candidates(calls, factory, passages, self.cultures, self.tasks, draft,
+                                                            in_flight=in_flight, progress=self.progress)
+            checker = Checker(self.tasks, self.cultures, passages, WordRuns(self.held_out), project.examples,
+                              generator.kind)
             outcome = checker.run(candidates)
+            dropped += outcome.dropped
+            if not outcome.examples:
+                raise NothingFoundError(f"no training row passed the checks; dropped: {dict(dropped)}. Look at the pages "
+                                        "and at `examples` in the project file.")
             draft.write_rows(to_rows(examples.ordered(outcome.examples)))
-            draft.details = examples.summary(outcome.examples, outcome.dropped, self.cultures, project.examples.minimum)
-        if not outcome.examples:
-            raise SynthesisError(f"no training row passed the checks; dropped: {dict(outcome.dropped)}.")
+            draft.details = examples.summary(outcome.examples, dropped, self.cultures, project.examples.minimum)
 
     def passages(self) -> list[Passage]:
         """The finished passages."""
@@ -190,13 +206,17 @@ class Synthesis:
         return OpenAIModel(self.project.examples.generator, self._cache_folder())
 
 
+def _reasons(failed: Mapping[str, str]) -> str:
+    return "; ".join(f"{culture}: {reason}" for culture, reason in failed.items())
+
+
 def _folder_state(project: Project) -> str:
-    """Names, sizes and times of a searched folder's files, so that a changed document reruns the stage."""
+    """Names, sizes and times of a searched folder's documents, so that a changed one reruns the stage."""
     search = project.pages.search
     if search.kind != "folder":
         return ""
-    from culturemanager.providers.search import folder_path
+    from culturemanager.providers.folder import documents, folder_path, outputs
 
-    folder = folder_path(search, project)
-    return fingerprint([(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
-                        for path in sorted(folder.rglob("*")) if path.is_file()])
+    # A name may be no text; its bytes always are.
+    return fingerprint([(os.fsencode(url).hex(), path.stat().st_size, path.stat().st_mtime_ns)
+                        for url, path in documents(folder_path(search, project), outputs(project))])

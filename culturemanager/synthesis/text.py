@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -11,11 +12,16 @@ import trafilatura
 
 from culturemanager.records import Page
 
-HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0|opacity\s*:\s*0(?![.\d])", re.I)
-NEVER_SHOWN = ("script", "style", "noscript", "template", "iframe", "object", "svg", "form", "nav", "footer", "header", "aside")
+HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden|(?:font-size|opacity)\s*:\s*0(?![.\d])", re.I)
+NEVER_SHOWN = ("script", "style", "noscript", "template", "iframe", "object", "svg", "nav", "footer", "header", "aside",
+               "input", "select", "textarea", "button")
+LIST_MARK = re.compile(r"(?:[-*]|\d+[.)])\s+")
+RULE = frozenset("-*_|: ")
+"""A line of nothing else is drawn, not written."""
 EMPHASIS = re.compile(r"(\*\*|__|(?<!\w)[*_])(?=\S)(.+?)(?<=\S)\1")
 ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|e\.g|i\.e|approx|a\.m|p\.m|No)\.$")
-SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+(?=[\"'“‘(]*[A-Z0-9ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝŞĞİ])|(?<=[。！？؟।])\s*")
+SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+(?=[\"'“‘(]*([^\W_]))|(?<=[。！？؟۔।።။។])\s*")
+"""With the letter that follows, where it tells whether a sentence begins."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ def _without_hidden(content: str) -> str | None:
         elif (element.tag in NEVER_SHOWN or "hidden" in element.attrib or element.get("aria-hidden") == "true"
               or HIDDEN_STYLE.search(element.get("style", ""))):
             _drop(element)
+        elif element.tag == "form":  # some pages are one form as a whole, and trafilatura reads none
+            element.drop_tag()
     return lxml.html.tostring(tree, encoding="unicode")
 
 
@@ -85,11 +93,11 @@ def _markdown_blocks(text: str, wrapped: bool) -> list[Block]:
         if line.startswith("#"):
             flush()
             heading = line.lstrip("#").strip()
-        elif not line or set(line) <= set("-|: "):
+        elif set(line) <= RULE:
             flush()
-        elif line[:2] in ("- ", "* ") or re.match(r"\d+[.)] ", line):
+        elif mark := LIST_MARK.match(line):
             flush()
-            paragraph.append(line.lstrip("-*0123456789.) ").strip())
+            paragraph.append(line[mark.end():])
         elif line.startswith("|"):
             flush()
             cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -106,8 +114,10 @@ def _markdown_blocks(text: str, wrapped: bool) -> list[Block]:
 def sentences(text: str) -> list[str]:
     """Split running text into sentences; an abbreviation's full stop does not end one."""
     found: list[str] = []
-    for piece in SENTENCE_END.split(text):
-        piece = piece.strip()
+    # A letter that headlines would write larger begins none; Georgian has small letters and no larger ones at a beginning.
+    ends = [end.span() for end in SENTENCE_END.finditer(text) if end[1] is None or end[1] == end[1].title()]
+    for (_, start), (stop, _) in itertools.pairwise([(0, 0), *ends, (len(text), len(text))]):
+        piece = text[start:stop].strip()
         if not piece:
             continue
         if found and ABBREVIATION.search(found[-1]):

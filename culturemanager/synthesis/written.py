@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,7 @@ from culturemanager.providers.llm import LanguageModel, OpenAIModel
 from culturemanager.providers.llm_cache import delimiter_secret
 from culturemanager.records import Culture, Passage, Task
 from culturemanager.sections.synthesis import OpenAIGenerator
-from culturemanager.synthesis.candidate import Candidate
-
-Work = tuple[Culture, Task, Sequence[Passage]]
-_Written = tuple[list[Candidate], Counter[str]]
+from culturemanager.synthesis.candidate import Candidate, Work, Written
 
 FEWEST_OPTIONS, MOST_OPTIONS = 3, 4
 
@@ -42,21 +39,12 @@ class WrittenGenerator:
         self.per_call = per_call
         self.items_per_call = items_per_call
         self.concurrency = concurrency
-        self.dropped: Counter[str] = Counter()
-        """What was thrown away, by reason: `unusable_answer` counts calls, `unknown_passage` candidates."""
         self._secret = secret
 
-    def generate(self, culture: Culture, task: Task, passages: Sequence[Passage]) -> Iterator[Candidate]:
-        """Candidates of one call after another, passages in the order given.
+    def generate_batch(self, work: Sequence[Work]) -> list[Written]:
+        """What comes of each piece of work, in its order, with `concurrency` calls in flight.
 
-        Raises:
-            LanguageModelError: the endpoint could not answer.
-        """
-        for chunk in self._chunks(passages):
-            yield from self._keep(self._write(culture, task, chunk))
-
-    def generate_batch(self, work: Sequence[Work]) -> list[list[Candidate]]:
-        """Candidates of each piece of work, in its order, with `concurrency` calls in flight.
+        Of what was thrown away, `unusable_answer` counts calls and `unknown_passage` candidates.
 
         The first call that fails for good ends the batch, and so does Ctrl-C: calls in flight finish
         and stay in the model's cache, the others are not made.
@@ -65,7 +53,7 @@ class WrittenGenerator:
             LanguageModelError: the endpoint could not answer.
         """
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="language-model") as pool:
-            calls: list[list[Future[_Written]]] = [
+            calls: list[list[Future[Written]]] = [
                 [pool.submit(self._write, culture, task, chunk) for chunk in self._chunks(passages)]
                 for culture, task, passages in work]
             flat = [call for piece in calls for call in piece]
@@ -79,17 +67,13 @@ class WrittenGenerator:
         for call in flat:
             if not call.cancelled():
                 call.result()
-        return [[candidate for call in piece for candidate in self._keep(call.result())] for piece in calls]
+        return [([candidate for call in piece for candidate in call.result()[0]],
+                 sum((call.result()[1] for call in piece), Counter())) for piece in calls]
 
     def _chunks(self, passages: Sequence[Passage]) -> list[Sequence[Passage]]:
         return [passages[start:start + self.per_call] for start in range(0, len(passages), self.per_call)]
 
-    def _keep(self, written: _Written) -> list[Candidate]:
-        candidates, dropped = written
-        self.dropped += dropped
-        return candidates
-
-    def _write(self, culture: Culture, task: Task, passages: Sequence[Passage]) -> _Written:
+    def _write(self, culture: Culture, task: Task, passages: Sequence[Passage]) -> Written:
         """One call. Runs in a thread: touches nothing of this object."""
         prompt = prompts.write_examples(culture, task, passages, self.items_per_call, self._secret)
         try:
