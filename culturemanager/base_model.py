@@ -15,13 +15,14 @@ That is right for every other architecture too (rotary models need the same numb
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from culturemanager import hub
 from culturemanager.errors import CorruptFileError, ModelError
-from culturemanager.storage import MANIFEST, sha256_file
+from culturemanager.storage import MANIFEST, fingerprint, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,12 @@ LAYER_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """What architectures call their number of decoder layers."""
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+"""One of them holds the vocabulary."""
+TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                      "chat_template.jinja")
+SAMPLE_BYTES, SAMPLED_BYTES = 2**20, 2**26
+"""Of so many bytes of a weights file so many are read to tell it from another: a second for 15 GB."""
 EXPECTED = ("Expected `embedded`, a folder, or a hub name of a causal language model with safetensors weights and no code of "
             "its own.")
 
@@ -180,6 +187,49 @@ def _layers_in(file: Path) -> int | None:
                          "another one.") from error
 
 
+def content_digest(path: str) -> str:
+    """SHA-256 that stands for what a base model computes, wherever it lies: other weights give another one.
+
+    A folder's small files are read whole, of its weights a part; a hub name has the commit that is in the local cache.
+
+    Args:
+        path: as `load_base_model` takes it.
+
+    Raises:
+        ModelError: a file is missing or cannot be read, or the hub cannot be asked.
+    """
+    source = resolve_base_model(path)
+    if not is_local(source):
+        return fingerprint(_commit(source))
+    folder = Path(source)
+    try:
+        small = {name: sha256_file(folder / name) for name in (CONFIG, *TOKENIZER_FILES, *TOKENIZER_SETTINGS)
+                 if (folder / name).is_file()}
+        return fingerprint(small, {name: _sampled_digest(folder / name) for name in _weight_files(folder)})
+    except OSError as error:
+        raise ModelError(f"{error.filename} cannot be read ({error.strerror}). {EXPECTED}") from error
+
+
+def _commit(name: str) -> str:
+    """Which state of a hub's model this machine uses; the cache keeps files in a folder of that name."""
+    file = hub.cached(name, CONFIG)
+    if file is None:
+        hub.require(name, "base.path")
+        file = hub.fetch_config(name)
+    return file.parent.name
+
+
+def _sampled_digest(file: Path) -> str:
+    """SHA-256 over a file's size, its last MiB, and one MiB at its start and after every 64."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(file, "rb") as opened:
+        for start in (*range(0, size, SAMPLED_BYTES), max(0, size - SAMPLE_BYTES)):
+            opened.seek(start)
+            digest.update(opened.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
 def check_folder(folder: Path) -> None:
     """Name what is missing or damaged in a model folder before a library fails on it less clearly.
 
@@ -194,7 +244,7 @@ def check_folder(folder: Path) -> None:
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name} is missing. A base model folder holds config.json, the tokenizer's files and "
                              f"{WEIGHTS} (or its shards and {WEIGHTS_INDEX}).")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(f"{folder / 'tokenizer.json'} is missing. Save the tokenizer beside the model: "
                          "tokenizer.save_pretrained(folder).")
     verify_manifest(folder)

@@ -180,11 +180,13 @@ def validate(project: ProjectFile = DEFAULT_PROJECT,
 @command(app, "run", "run alps.yaml --set training.epochs=2", START_PANEL)
 def run(context: typer.Context, project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) -> None:
     """Do everything: synthesis, training, router, evaluation. What is complete is skipped."""
+    from culturemanager import console
     from culturemanager import project as assembly
 
     loaded = assembly.load(project, overrides)
     with _working(context) as progress:
         outcome = assembly.run(loaded, progress)
+    console.passed_over(outcome.passed_over, project)
     if outcome.evaluation:
         _show_comparison(loaded, outcome.evaluation, project)
     else:
@@ -278,6 +280,7 @@ def train(context: typer.Context, project: ProjectFile = DEFAULT_PROJECT,
     with _working(context) as progress:
         versions = assembly.train(loaded, only, progress)
     show_versions(loaded, versions)
+    console.passed_over(assembly.passed_over(loaded, versions), project)
 
 
 @command(app, "router", "router alps.yaml", STAGE_PANEL)
@@ -290,7 +293,8 @@ def router(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) ->
     with console.progress() as progress:
         figures = assembly.fit_router(loaded, progress)
     shares = {name: "none" if figures[name] is None else f"{100 * figures[name]:.1f}%" for name in ("precision", "coverage")}
-    console.say(f"threshold {figures['threshold']:.3f}: {shares['precision']} of what is routed goes to the right culture, "
+    thresholds = ", ".join(f"{signal} {threshold:.3f}" for signal, threshold in figures["thresholds"].items())
+    console.say(f"thresholds: {thresholds}; {shares['precision']} of what is routed goes to the right culture, "
                 f"{shares['coverage']} of what could be routed is ({figures['measured_rows']:,} held-out rows)")
 
 

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any, TextIO
 
 from culturemanager import errors
@@ -99,6 +100,13 @@ def training_plan(outlook: Outlook) -> None:
             f"({', '.join(f'{name} {size / 2**30:.1f}' for name, size in sizes.items())}) of "
             f"{outlook.free_bytes / 2**30:.1f} GiB free.")
     say(f"Time: about {max(1, round(outlook.seconds / 60))} min on this machine.")
+
+
+def passed_over(versions: Sequence[tuple[str, str]], project: str | PathLike[str]) -> None:
+    """A line for each version that training wants, and in whose place a person has chosen another one to serve."""
+    for wanted, serving in versions:
+        note(f"{wanted} is trained and does not serve, since {serving} was chosen by hand. To let it serve: culturemanager "
+             f"adapters promote {wanted} {project}")
 
 
 def error_line(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from culturemanager.errors import (
     IncompleteStageError,
     LanguageModelError,
     ModelError,
+    NothingFoundError,
     SearchError,
     StorageError,
     SynthesisError,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 ROUTER_VERSION = 1
 """Raise it when fitting the router changes what is saved."""
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 """Raise it when the evaluation's code changes its figures or its report."""
 
 
@@ -85,21 +86,37 @@ def check(project: Project) -> None:
 def _check_places(project: Project) -> None:
     """Raise `ConfigError` for a folder that cannot be used, or an address that is none."""
     from culturemanager.base_model import EMBEDDED, check_folder, is_local
-    from culturemanager.providers.folder import folder_path, require_documents
+    from culturemanager.providers.folder import folder_path, outputs, require_documents
     from culturemanager.providers.llm import endpoint_host
 
     search, generator = project.pages.search, project.examples.generator
     with _laid_to(project, "workspace"):
         artifacts.workspace(project).require_usable()
+    _check_own_files(project)
     if search.kind == "folder":
         with _laid_to(project, "pages.search.path"):
-            require_documents(folder_path(search, project))
+            require_documents(folder_path(search, project), outputs(project))
     if generator.kind == "openai":
         with _laid_to(project, "examples.generator.base_url"):
             endpoint_host(generator.base_url)
     if project.base.path != EMBEDDED and is_local(project.base_path):
         with _laid_to(project, "base.path"):
             check_folder(project.resolve(project.base_path))
+
+
+def _check_own_files(project: Project) -> None:
+    """Raise `ConfigError` for documents, a task or items of the user's where outputs go: they would be mixed up."""
+    from culturemanager.providers.folder import folder_path, outputs
+
+    search, items = project.pages.search, project.evaluation.items
+    own = [("tasks", project.resolve(path)) for path in project.tasks]
+    own += [("evaluation.items", project.resolve(items))] if items != "embedded" else []
+    own += [("pages.search.path", folder_path(search, project))] if search.kind == "folder" and search.path != "embedded" else []
+    for field, path in own:
+        for folder in outputs(project):
+            if path.is_relative_to(folder):
+                raise ConfigError(f"{project.where(field)}: {path} lies in {folder}, where the workspace keeps its own files. "
+                                  "Move it, or set `workspace` to another folder.")
 
 
 @contextlib.contextmanager
@@ -145,6 +162,8 @@ class Outcome:
     """`None` if there are no items to evaluate on."""
     left_out: SynthesisError | None
     """Names the cultures that were left without training rows; everything else is complete."""
+    passed_over: Sequence[tuple[str, str]]
+    """As `passed_over` says."""
 
 
 def run(project: Project, progress: Progress | None = None) -> Outcome:
@@ -152,19 +171,22 @@ def run(project: Project, progress: Progress | None = None) -> Outcome:
 
     Raises:
         ModelError: the base model is not to be had from the hub.
-        SynthesisError: no culture has training rows.
+        NothingFoundError: no culture has training rows.
     """
     check_layers(project, online=True)  # a mistyped name would otherwise show only after all pages were fetched
     left_out = None
     try:
         synthesize(project, progress=progress)
+    except NothingFoundError:
+        raise
     except SynthesisError as error:
         if not cultures_with_rows(project):
-            raise
+            raise NothingFoundError(str(error)) from error
         left_out = error
-    train(project, progress=progress)
+    versions = train(project, progress=progress)
     fit_router(project, progress)
-    return Outcome(evaluate(project, progress) if artifacts.items(project).items else None, left_out)
+    return Outcome(evaluate(project, progress) if artifacts.items(project).items else None, left_out,
+                   passed_over(project, versions))
 
 
 def needs_ray(project: Project, until: str = "examples") -> bool:
@@ -181,6 +203,7 @@ def synthesize(project: Project, until: str = "examples", progress: Progress | N
 
     Raises:
         SynthesisError: a culture was left without pages or rows; the others are complete.
+        NothingFoundError: every culture was.
     """
     from culturemanager.synthesis import pipeline
 
@@ -201,6 +224,12 @@ def train(project: Project, only: Sequence[str] = (), progress: Progress | None 
     require_examples(project)
     names, extra, retrieve = _asked_for(project, only)
     return trainer.train(project, names, extra, progress, retrieve)
+
+
+def passed_over(project: Project, versions: Sequence[AdapterVersion]) -> list[tuple[str, str]]:
+    """Of the versions that training wants, those that do not serve since a person chose another one, each with that one."""
+    serving = artifacts.registry(project).aliases()
+    return [(version.name, serving[version.culture]) for version in versions if serving[version.culture] != version.name]
 
 
 def training_outlook(project: Project, only: Sequence[str] = ()) -> Outlook:
@@ -322,10 +351,13 @@ def evaluate(project: Project, progress: Progress | None = None) -> Evaluation:
 
 def _evaluation_key(project: Project, adapters: Mapping[str, str], items: ItemSet) -> str:
     """What the evaluation depends on: its settings and the contents of everything it reads."""
+    from culturemanager.base_model import content_digest, resolve_base_model
+
     workspace, registry = artifacts.workspace(project), artifacts.registry(project)
+    base = content_digest(resolve_base_model(project.base_path))
     stages = {name: workspace.stage(name) for name in ("index", "examples", "router")}
     inputs = {name: stage.manifest().files for name, stage in stages.items() if stage.is_complete()}
     weights = {name: registry.get(version).content_digest for name, version in adapters.items()}
     known = [to_rows(records) for records in (items.items, artifacts.cultures(project), artifacts.tasks(project))]
-    return fingerprint(EVALUATION_VERSION, project.evaluation.model_dump(), project.name, project.seed, project.base_path,
+    return fingerprint(EVALUATION_VERSION, project.evaluation.model_dump(), project.name, project.seed, base,
                        project.base.dtype, known, inputs, weights)

@@ -13,6 +13,7 @@ def main() -> None:
     project = assembly.load(arguments.project, arguments.set)
     with job.running() as progress:
         outcome = assembly.run(project, progress)
+    console.passed_over(outcome.passed_over, arguments.project)
     if outcome.evaluation:
         console.comparison(outcome.evaluation)
         console.say(f"Report: {artifacts.report_path(project)}")

@@ -17,6 +17,7 @@ def main() -> None:
         versions = assembly.train(project, arguments.only, progress)
     for version in versions:
         console.say(f"{version.name}: {version.metrics['rows']:,} rows, loss {version.metrics['loss']:.3f}")
+    console.passed_over(assembly.passed_over(project, versions), arguments.project)
 
 
 if __name__ == "__main__":

@@ -137,6 +137,11 @@ PACK = {  # name: shape, row lengths of every step
 }
 
 
+def parts_of(slots, lengths) -> list[list[tuple[int, int]]]:
+    """One part a row, numbered among its slot's rows."""
+    return [[(slots[:row].count(slot), length)] for row, (slot, length) in enumerate(zip(slots, lengths, strict=True))]
+
+
 def train(names, kind: str, max_rank: int, order=None, steps: int = 20) -> dict[str, dict[str, torch.Tensor]]:
     """A plain loop: the loss is the sum over adapters of each one's own token mean."""
     bank = AdapterBank(base(kind), slots=len(names), max_rank=max_rank)
@@ -153,7 +158,8 @@ def train(names, kind: str, max_rank: int, order=None, steps: int = 20) -> dict[
         for row, (_, tokens) in enumerate(rows):
             padded[row, :len(tokens)] = tokens
         mask = torch.arange(padded.shape[1])[None] < torch.tensor(lengths)[:, None]
-        with bank.rows([bank.names[name] for name, _ in rows], step=step, lengths=lengths):
+        slots = [bank.names[name] for name, _ in rows]
+        with bank.rows(slots, step=step, parts=parts_of(slots, lengths)):
             scores = bank.model(input_ids=padded, attention_mask=mask.long()).logits[:, :-1]
         losses = torch.nn.functional.cross_entropy(scores.transpose(1, 2), padded[:, 1:], reduction="none") * mask[:, 1:]
         loss = 0
@@ -226,7 +232,7 @@ def test_dropout_depends_on_the_adapters_own_rows_seed_and_step_alone():
     tokens = ids(2, 5)
 
     def run(slots, batch, own, lengths=None, step: int | None = 3):
-        with torch.no_grad(), bank.rows(slots, step=step, lengths=lengths):
+        with torch.no_grad(), bank.rows(slots, step=step, parts=lengths and parts_of(slots, lengths)):
             return bank.model(input_ids=batch).logits[own, :5]
 
     alone = run([2, 2], tokens, [0, 1], [5, 4])
@@ -486,7 +492,7 @@ def test_an_adapters_content_changes_with_its_weights_and_with_nothing_else():
     ("but not", lambda: filled(base()).load("x", AdapterShape(1, 1), {"model.layers.0.mlp.up_proj.lora_A":
                                                                       torch.ones(1, 16)})),
     ("holds no adapter 'x'", lambda: filled(base()).tensors("x")),
-    ("one length a row", lambda: filled(base()).rows([1, 2], lengths=[3]).__enter__()),
+    ("those of every row", lambda: filled(base()).rows([1, 2], parts=[[(0, 3)]]).__enter__()),
     ("no adapter: expected", lambda: AdapterShape(0, 1)),
     ("no adapter: expected", lambda: AdapterShape(1, 1, 1.0)),
     ("no adapter: expected", lambda: AdapterShape(1, float("nan"))),

@@ -476,6 +476,13 @@ def test_second_run_does_nothing_again(finished) -> None:
     assert after == before
 
 
+def test_the_router_is_told_with_its_thresholds(finished, capsys: pytest.CaptureFixture[str]) -> None:
+    path, _ = finished
+    assert cli.execute(["router", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"thresholds: named \d\.\d{3}, language \d\.\d{3}, classifier \d\.\d{3}; \d", said), said
+
+
 def test_training_one_culture_again_makes_one_version_and_rollback_returns(finished) -> None:
     path, _ = finished
     done = command("train", path, "--only", "turkey", "--set", "training.rank=2")

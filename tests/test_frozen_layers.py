@@ -13,7 +13,7 @@ from transformers import BloomConfig, BloomForCausalLM, GemmaConfig, GemmaForCau
 from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.adapters.targets import on_last_layers
 from culturemanager.base_model import load_base_model
-from culturemanager.training import frozen_layers
+from culturemanager.training import frozen_layers, loop
 from culturemanager.training.frozen_layers import FrozenLayers
 from culturemanager.training.loop import AdapterJob, PackTrainer, PlainEngine
 from culturemanager.training.rows import tokenise
@@ -27,12 +27,14 @@ def folder(tmp_path_factory):
     return build_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def build_trainer(folder, epochs: int = 3, keep_states: bool = True, checkpoints: Path | None = None) -> PackTrainer:
+def build_trainer(folder, epochs: int = 3, keep_states: bool = True, checkpoints: Path | None = None,
+                  products: torch.dtype = torch.float32) -> PackTrainer:
     model, tokenizer = load_base_model(folder)
     jobs = [AdapterJob(name, tokenise(tokenizer, pairs(20, seed), 64)[0], tokenise(tokenizer, pairs(6, 50 + seed), 64)[0],
                        AdapterShape(4, 8, dropout=0.1), seed, epochs, 4, 5e-3) for seed, name in enumerate(("turkey", "greece"))]
     bank = AdapterBank(model, slots=2, max_rank=4, targets=on_last_layers(model, 1))
-    return PackTrainer(bank, jobs, PlainEngine, tokenizer.pad_token_id, checkpoints, keep_states=keep_states)
+    return PackTrainer(bank, jobs, PlainEngine, tokenizer.pad_token_id, checkpoints, products=products,
+                       keep_states=keep_states)
 
 
 def count_forwards(module: torch.nn.Module) -> list[int]:
@@ -111,6 +113,28 @@ def test_states_that_are_not_whole_are_computed_again(folder, tmp_path, damage):
     assert below and losses == pytest.approx(build_trainer(folder).train_step(), rel=1e-6)
 
 
+def test_states_of_other_matrix_products_are_computed_again(folder, tmp_path):
+    build_trainer(folder, checkpoints=tmp_path).train_step()
+    again = build_trainer(folder, checkpoints=tmp_path, products=torch.bfloat16)
+    below = count_forwards(again.bank.model.model.layers[0])
+    again.train_step()
+    assert below
+    same = build_trainer(folder, checkpoints=tmp_path, products=torch.bfloat16)
+    below = count_forwards(same.bank.model.model.layers[0])
+    same.train_step()
+    assert below == []
+
+
+def test_states_that_one_worker_kept_are_removed_when_two_have_ended(folder, tmp_path, monkeypatch):
+    first = build_trainer(folder, checkpoints=tmp_path)
+    first.train_step()
+    first.save()
+    monkeypatch.setattr(loop, "_rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
+    build_trainer(folder, checkpoints=tmp_path).run()
+    assert not (tmp_path / STATES).exists()
+
+
 def test_states_that_cannot_be_written_are_kept_in_memory(folder, tmp_path):
     (tmp_path / STATES).write_text("no folder")
     trainer = build_trainer(folder, checkpoints=tmp_path)
@@ -119,9 +143,18 @@ def test_states_that_cannot_be_written_are_kept_in_memory(folder, tmp_path):
 
 
 def test_states_leave_room_on_the_disk(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    states, disk = tmp_path / STATES, 10**6
+
+    def left(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=disk - sum(file.stat().st_size for file in path.iterdir()))
+
+    monkeypatch.setattr(shutil, "disk_usage", left)
     build_trainer(folder, checkpoints=tmp_path).train_step()
-    assert list((tmp_path / STATES).iterdir()) == []
+    sizes = [file.stat().st_size for file in states.glob("*.safetensors")]
+    shutil.rmtree(states)
+    disk = 4 * sum(sizes) - 4 * min(sizes) // 2  # a quarter has room for one adapter and a half
+    build_trainer(folder, checkpoints=tmp_path).train_step()
+    assert [file.name for file in states.glob("*.safetensors")] == ["turkey.safetensors"]
 
 
 def test_one_epoch_keeps_nothing(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from culturemanager import console
 from culturemanager.errors import TrainingError
@@ -33,6 +34,12 @@ def test_the_plan_names_packs_memory_and_time(folder, tmp_path, capsys, packs, t
     printed = " ".join(capsys.readouterr().out.split())
     assert all(line in printed for line in [*told, "GiB free", "Time: about 1 min"])
     assert not Path(project.workspace_url, "training").exists()
+
+
+def test_without_leave_a_gpu_counts_for_nothing(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 1))
+    assert outlook(make_project(tmp_path, folder, "training.use_gpu=no")).free_bytes > 1
 
 
 def test_rows_that_are_all_too_long_are_said_before_training(folder, tmp_path):

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
+
+import pytest
 
 from culturemanager import artifacts, config, project
 from culturemanager.adapters.registry import AdapterRegistry
+from culturemanager.errors import NothingFoundError
 from culturemanager.records import Example
+from culturemanager.storage import FOLDERS
+from culturemanager.synthesis import pipeline
 from culturemanager.synthesis.passages import addresses_model
 from culturemanager.tasks import contains_phrase
 
@@ -19,6 +26,10 @@ def test_every_stage_is_complete_and_its_sums_hold(small_run):
         stage = workspace.stage(name)
         for file in stage.manifest().files:
             assert stage.read_bytes(file)
+
+
+def test_a_run_writes_into_the_folders_that_are_known_as_its_own(small_run):
+    assert {path.name for path in (small_run.parent / "work").iterdir()} <= set(FOLDERS)
 
 
 def test_every_row_can_be_traced_to_a_sentence_of_a_passage(small_run):
@@ -73,3 +84,32 @@ def test_synthesis_from_nothing_gives_the_same_rows(small_run, tmp_path):
     project.synthesize(loaded)
     assert artifacts.examples(loaded) == artifacts.examples(config.load(small_run))
     assert all(isinstance(row, Example) for row in artifacts.examples(loaded))
+
+
+def test_rows_are_out_of_date_once_an_item_says_something_else(small_run, tmp_path):
+    """The path of the items file says nothing of what training must not have seen."""
+    copy = shutil.copytree(small_run.parent, tmp_path / "copy")
+    loaded = config.load(copy / small_run.name)
+    assert pipeline.stage_status(loaded)["examples"]
+    items = copy / "items.jsonl"
+    read = [json.loads(line) for line in items.read_text().splitlines()]
+    next(item for item in read if (item["culture"], item["task"]) == ("turkey", "advice"))["inputs"]["question"] += " Please."
+    items.write_text("\n".join(map(json.dumps, read)))
+    status = pipeline.stage_status(loaded)
+    assert not status.pop("examples")
+    assert all(status.values())
+
+
+def test_where_no_page_is_found_nothing_counts_as_done(ray_cluster, tmp_path):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "menu.md").write_text("# Menu\n\nSoup of the day.\n")
+    tasks = Path(__file__).parents[1] / "examples" / "tasks"
+    path = tmp_path / "project.yaml"
+    path.write_text(f"name: None\nworkspace: work\ncultures: [turkey, germany]\ntasks: [{tasks}/advice.yaml]\n"
+                    "pages: {search: {kind: folder, path: documents}}\n")
+    loaded = config.load(path)
+    for _ in range(2):
+        with pytest.raises(NothingFoundError, match=r"no page was found for any culture \(.*turkey: none of \d+ queries"):
+            project.run(loaded)
+        assert not pipeline.stage_status(loaded)["pages"]
+    assert NothingFoundError.exit_code == 1

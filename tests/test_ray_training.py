@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import threading
 from pathlib import Path
@@ -22,10 +21,10 @@ from culturemanager.errors import TrainingError
 from culturemanager.records import Example, to_rows
 from culturemanager.storage import Workspace
 from culturemanager.training import trainer
-from culturemanager.training.pack_folder import PLAN, RESULT, ROWS
+from culturemanager.training.pack_folder import PLAN, RESULT, read_plans
 from culturemanager.training.worker import run_pack
 from tests.ray_processes import worker_processes
-from tests.test_training import pairs
+from tests.test_training import pairs, prepared
 from tests.tiny_model import build_tiny_model
 from tests.training_driver import wait_for_a_checkpoint
 
@@ -66,10 +65,10 @@ def trained_quietly(project: Project, place: Path) -> dict[str, dict[str, torch.
     """The same plan trained in this process, without Ray and DeepSpeed and without a disturbance."""
     threads = torch.get_num_threads()
     weights = {}
+    plans = {plan.name: plan for plan in trainer.plans_of(project, (), (), project.base_path, None)}
     for pack in pack_folders(project):
         own = place / pack.name
-        shutil.copytree(pack / ROWS, own / ROWS)
-        shutil.copy(pack / PLAN, own)
+        prepared(own, [plans[plan.name] for plan in read_plans(pack)], Path(project.base_path))
         run_pack(own, project.training, project.base_path, project.base.dtype)
         weights |= {file.stem: load_file(file) for file in (own / RESULT).glob("*.safetensors")}
     torch.set_num_threads(threads)
@@ -86,7 +85,7 @@ def assert_published(project: Project, expected: dict[str, dict[str, torch.Tenso
 
 @pytest.mark.parametrize("settings", [("training.packs=1",), ("training.packs=2",),
                                       ("training.packs=1", "training.zero_stage=2", "training.pack_size=1",
-                                       "training.accumulate=2")])
+                                       "training.accumulate=2", "training.dropout=0.2")])
 def test_two_workers_train_publish_and_end_as_one_process_does(folder, tmp_path, ray_cluster, settings):
     project = make_project(tmp_path, folder, "training.workers=2", *settings)
     ctrl_c = signal.getsignal(signal.SIGINT)

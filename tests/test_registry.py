@@ -56,6 +56,14 @@ def test_a_name_that_served_is_never_given_to_other_weights(store):
     assert publish(store).name == "turkey-v0003"
 
 
+def test_a_name_that_was_rolled_back_is_never_given_to_other_weights(store):
+    for _ in range(2):
+        store.promote(publish(store).name)
+    store.rollback("turkey")
+    shutil.rmtree(store.folder / "turkey-v0002")
+    assert publish(store).name == "turkey-v0003"
+
+
 def test_concurrent_publishes_never_clash(store):
     with ThreadPoolExecutor(8) as pool:
         names = [version.name for version in pool.map(lambda n: publish(store, fill=float(n)), range(24))]
@@ -125,6 +133,53 @@ def test_promote_and_rollback_walk_through_what_was_promoted(store):
     store.promote(names[2])
     assert store.rollback("turkey") == names[0]
     assert AdapterRegistry(store.folder).aliases() == {"turkey": names[0], "joint": "joint-v0001"}
+
+
+def test_training_lets_serve_what_it_wants_until_a_person_chooses(store):
+    names = [publish(store).name for _ in range(3)]
+    for name in (names[0], names[1], names[0]):
+        assert store.promote_trained(name) and store.aliases() == {"turkey": name}
+    assert store.history("turkey") == [names[0], names[1], names[0]]
+    store.promote(names[1])
+    assert not store.promote_trained(names[0]) and not store.promote_trained(names[2])
+    assert store.promote_trained(names[1]) and store.aliases() == {"turkey": names[1]}
+    made_since = publish(store).name
+    assert store.promote_trained(made_since) and store.aliases() == {"turkey": made_since}
+
+
+@pytest.mark.parametrize("choose", [lambda store: store.rollback("turkey"), lambda store: store.promote("turkey-v0001"),
+                                    lambda store: store.try_out("turkey-v0003", 0.5)], ids=["rollback", "promote", "trial"])
+def test_every_way_to_choose_outlasts_training(store, choose):
+    names = [publish(store).name for _ in range(3)]
+    for name in names[:2]:
+        store.promote_trained(name)
+    choose(store)
+    before = store.aliases(), store.canaries()
+    assert not store.promote_trained(names[2])
+    assert (store.aliases(), store.canaries()) == before
+
+
+def test_a_choice_holds_no_culture_back_that_nothing_serves(store):
+    store.promote(publish(store).name)
+    publish(store)
+    (store.folder / "aliases.json").unlink()
+    assert store.promote_trained("turkey-v0002") and store.aliases() == {"turkey": "turkey-v0002"}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"turkey": "last"}'])
+def test_damaged_choices_are_named_and_cost_no_training_run(store, content):
+    store.promote(publish(store).name)
+    (store.folder / "choices.json").write_text(content)
+    with pytest.raises(CorruptFileError, match=r"choices\.json"):
+        store.promote_trained(publish(store).name)
+    assert publish(store).name == "turkey-v0003"
+
+
+def test_what_serves_already_is_not_written_again(store):
+    store.promote_trained(publish(store).name)
+    before = {path: path.stat().st_mtime_ns for path in store.folder.iterdir()}
+    assert store.promote_trained("turkey-v0001")
+    assert {path: path.stat().st_mtime_ns for path in store.folder.iterdir()} == before
 
 
 def test_rollback_to_a_damaged_version_changes_nothing(store):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import re
 import resource
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,21 +18,23 @@ import torch
 from safetensors.torch import load_file
 from tensorboardX.proto.event_pb2 import Event
 
+from culturemanager import base_model, hub
 from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.adapters.targets import on_last_layers
-from culturemanager.base_model import load_base_model
+from culturemanager.base_model import content_digest, load_base_model
 from culturemanager.errors import AdapterError, StorageError, TrainingError
 from culturemanager.sections.model import TrainingConfig
+from culturemanager.training import deepspeed
 from culturemanager.training.checkpoint import newest_whole_checkpoint, save_checkpoint
 from culturemanager.training.job import AdapterJob
 from culturemanager.training.loop import PackTrainer, PlainEngine
 from culturemanager.training.loss import PackLoss, rows_share_sequences
 from culturemanager.training.optimizer import learning_rate
-from culturemanager.training.pack_folder import Tokenise, prepare, texts
+from culturemanager.training.pack_folder import Tokenise, prepare, result_is_whole, texts
 from culturemanager.training.pack_plan import KEPT_SHARE, MEMORY_SHARE, plan_pack
 from culturemanager.training.plan import AdapterPlan
 from culturemanager.training.recompute import recompute_layers
-from culturemanager.training.rows import TokenRow, collate, epoch_batches, tokenise
+from culturemanager.training.rows import Batch, TokenRow, collate, epoch_batches, tokenise
 from culturemanager.training.text_rows import TextRows
 from culturemanager.training.worker import run_pack
 from tests.tiny_model import WORDS, build_tiny_model
@@ -119,10 +123,16 @@ def test_rows_that_share_a_sequence_are_computed_as_alone(folder, base):
     losses = []
     for capacity in (0, 40):
         batches = collate(rows, tokenizer.pad_token_id, capacity)
-        sequences = [length for batch in batches for length in batch.lengths]
+        sequences = [length for batch in batches for length in lengths_of(batch)]
         assert len(sequences) == 12 if capacity == 0 else len(sequences) < 12 and max(sequences) <= 40
         losses.append(PackLoss(bank)(batches, torch.ones(3), None)[1])
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+
+
+def lengths_of(batch: Batch) -> tuple[int, ...]:
+    """Tokens of each sequence."""
+    return tuple(sum(len(place.row.ids) for place in batch.places if place.sequence == number)
+                 for number in range(len(batch.slots)))
 
 
 def row_of(tokens: int) -> tuple[int, TokenRow]:
@@ -137,12 +147,12 @@ def row_of(tokens: int) -> tuple[int, TokenRow]:
 ])
 def test_an_adapter_s_rows_share_sequences_where_that_saves_padding(tokens, lengths):
     (batch,) = collate([row_of(number) for number in tokens], pad_id=0, capacity=256)
-    assert batch.lengths == lengths
+    assert lengths_of(batch) == lengths
 
 
 def test_without_capacity_every_row_has_its_own_sequence():
     (alone,) = collate([row_of(30)] * 9, pad_id=0, capacity=0)
-    assert alone.lengths == (30,) * 9
+    assert lengths_of(alone) == (30,) * 9
 
 
 def test_adapters_with_short_and_long_sequences_are_computed_apart():
@@ -254,6 +264,30 @@ def test_adapters_on_the_last_layers_only(folder, tmp_path):
         run_pack(tmp_path, TrainingConfig(last_layers=3), str(folder), "float32")
 
 
+@pytest.mark.parametrize("file, where", [("model.safetensors", 0), ("model.safetensors", 2048), ("model.safetensors", -1),
+                                         ("config.json", -2), ("chat_template.jinja", 0)])
+def test_a_base_is_known_by_what_it_holds_and_not_by_its_place(folder, tmp_path, monkeypatch, file, where):
+    monkeypatch.setattr(base_model, "SAMPLE_BYTES", 16)
+    monkeypatch.setattr(base_model, "SAMPLED_BYTES", 1024)
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(folder, here)
+    shutil.copytree(here, there)
+    (there / file).touch()
+    assert content_digest(str(here)) == content_digest(str(there))
+    with open(there / file, "r+b") as opened:
+        opened.seek(where, os.SEEK_END if where < 0 else os.SEEK_SET)
+        opened.write(b"!")
+    assert content_digest(str(here)) != content_digest(str(there))
+
+
+def test_a_base_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    digests = []
+    for commit in ("a" * 40, "b" * 40, "a" * 40):
+        monkeypatch.setattr(hub, "cached", lambda _, file, commit=commit: tmp_path / commit / file)
+        digests.append(content_digest("owner/name"))
+    assert digests[0] == digests[2] != digests[1]
+
+
 def test_early_stop_ends_one_adapter_and_not_the_others(folder):
     model, tokenizer = load_base_model(folder)
     jobs = make_jobs(tokenizer)
@@ -358,12 +392,12 @@ def test_recomputed_layers_give_the_same_adapters(folder, layers):
 
 
 def test_a_step_spread_over_passes_is_the_same_step(folder):
-    def undropped(jobs: list[AdapterJob]) -> list[AdapterJob]:  # every pass draws its own masks
-        return [replace(job, shape=replace(job.shape, dropout=0.0)) for job in jobs]
+    def dropped(jobs: list[AdapterJob]) -> list[AdapterJob]:
+        return [replace(job, shape=replace(job.shape, dropout=0.2)) for job in jobs]
 
-    whole = train(folder, undropped)
+    whole = train(folder, dropped)
     model, tokenizer = load_base_model(folder)
-    spread = PackTrainer(AdapterBank(model, slots=3, max_rank=4), undropped(make_jobs(tokenizer)),
+    spread = PackTrainer(AdapterBank(model, slots=3, max_rank=4), dropped(make_jobs(tokenizer)),
                          lambda module, optimizer: PlainEngine(module, optimizer, 3), tokenizer.pad_token_id, accumulate=3)
     spread.run()
     for name in whole.jobs:
@@ -382,9 +416,53 @@ def test_the_pack_s_size_is_kept_for_a_resumed_run(folder, tmp_path):
     assert {path.stem for path in (tmp_path / "result").glob("*.safetensors")} == {"turkey", "greece"}
 
 
+def test_a_pack_without_a_checkpoint_takes_another_size(folder, tmp_path):
+    plans = [plan_of(name, pairs(6, seed), seed=seed, batch_size=3, epochs=1)
+             for seed, name in enumerate(("turkey", "greece"))]
+    prepared(tmp_path, plans, folder)
+    (tmp_path / "pack.json").write_text('{"at_once": 2, "keep_states": false}')
+    run_pack(tmp_path, TrainingConfig(rank=2, pack_size=1), str(folder), "float32")
+    assert json.loads((tmp_path / "pack.json").read_text()) == {"at_once": 1, "keep_states": False}
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "no sums"])
+def test_a_result_that_is_not_whole_is_written_again_from_the_checkpoint(folder, tmp_path, damage):
+    prepared(tmp_path, [plan_of("turkey", pairs(6, 1), seed=0, batch_size=3, epochs=2)], folder)
+    config = TrainingConfig(rank=2, threads_per_worker=1)
+    assert not result_is_whole(tmp_path)
+    run_pack(tmp_path, config, str(folder), "float32")
+    assert result_is_whole(tmp_path)
+    weights = tmp_path / "result" / "turkey.safetensors"
+    expected = weights.read_bytes()
+    if damage == "cut":
+        weights.write_bytes(expected[:-8])
+    else:
+        (weights if damage == "gone" else weights.with_name("manifest.json")).unlink()
+    assert not result_is_whole(tmp_path)
+    steps: list[int] = []
+    run_pack(tmp_path, config, str(folder), "float32", report=lambda state: steps.append(state["step"]))
+    assert result_is_whole(tmp_path) and steps == []
+    assert weights.read_bytes() == expected
+
+
+def test_without_leave_no_gpu_is_used_though_the_machine_has_one(folder, tmp_path, monkeypatch):
+    prepared(tmp_path, [plan_of("turkey", pairs(6, 1), seed=0, batch_size=3, epochs=1)], folder)
+    devices: list[str] = []
+
+    def build(module: torch.nn.Module, optimizer: torch.optim.Optimizer, *others: object) -> PlainEngine:
+        devices.extend([others[-1], module.model.device.type])
+        return PlainEngine(module, optimizer)
+
+    monkeypatch.setattr(deepspeed, "build_engine", build)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    run_pack(tmp_path, TrainingConfig(rank=2), str(folder), "float32", use_deepspeed=True, use_gpu=False)
+    assert devices == ["cpu", "cpu"] and result_is_whole(tmp_path)
+
+
 def test_a_pack_that_does_not_say_whether_states_are_kept_goes_on(folder, tmp_path):
     plans = [plan_of("turkey", pairs(6, 0), seed=0, batch_size=3, epochs=2)]
     prepared(tmp_path, plans, folder)
+    run_pack(tmp_path, TrainingConfig(rank=2, last_layers=1), str(folder), "float32")
     (tmp_path / "pack.json").write_text('{"at_once": 1}')
     run_pack(tmp_path, TrainingConfig(rank=2, last_layers=1), str(folder), "float32")
     assert json.loads((tmp_path / "pack.json").read_text()) == {"at_once": 1, "keep_states": False}

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from culturemanager import cli
+from culturemanager.adapters.aliases import CANARIES_FILE
 from culturemanager.adapters.bank import AdapterShape
-from culturemanager.adapters.registry import CANARIES_FILE, AdapterRegistry
-from culturemanager.errors import AdapterError, CorruptFileError
+from culturemanager.adapters.registry import VERSION_FILE, AdapterRegistry
+from culturemanager.errors import AdapterError, CorruptFileError, RequestError
+from serve_app.router import _refusal
 from serve_app.versions import CONDEMNED_S, ServingVersions, place
 
 TENSORS = {"h.q.lora_A": torch.ones(2, 4), "h.q.lora_B": torch.ones(6, 2)}
@@ -80,6 +82,21 @@ def test_a_failed_version_is_passed_over_for_a_while(registry):
     now = CONDEMNED_S + 1
     assert versions.candidates("turkey", "a") == ["turkey-v0002", "turkey-v0001"] and not versions.condemned
     assert versions.candidates("atlantis", "a") == []
+
+
+def test_a_damaged_version_does_not_hide_the_others(registry):
+    (registry.folder / "turkey-v0001" / VERSION_FILE).write_text("{")
+    assert [version.name for version in registry.readable()] == ["turkey-v0002", "turkey-v0003"]
+    with pytest.raises(CorruptFileError):
+        registry.versions()
+
+
+@pytest.mark.parametrize(("error", "status", "waits"), [
+    (CorruptFileError("damaged"), 503, True), (AdapterError("no such version"), 404, False),
+    (RequestError("too long"), 400, False)])
+def test_a_request_is_refused_as_the_clients_fault_only_where_it_is(error, status, waits):
+    told = _refusal(error)
+    assert (told["status"], told["refused"], "Retry-After" in told["headers"]) == (status, str(error), waits)
 
 
 def test_the_command_starts_a_trial_and_the_list_shows_it(registry, tmp_path, capsys):

@@ -6,8 +6,8 @@ stacked, and one batched product adds each row's own delta.
 
 **Equivalence is the contract.** A row's output depends on its own adapter alone, gradients reach
 only the slots of the rows they come from, and the zero padding of smaller ranks gets zero gradient.
-A dropout mask is drawn from the adapter's own seed, the step and the layer over the adapter's own
-rows and lengths, so it does not depend on who else is in the batch.
+A row's dropout mask is drawn from the adapter's own seed, the step, the layer and the row's number, so
+it does not depend on what else is in the batch.
 
 The base model runs in evaluation mode, also while adapters train: its own dropout would draw from a
 generator that all rows share. The adapters' dropout is turned on by giving `rows` a step.
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from culturemanager.adapters.dropout import mix
+from culturemanager.adapters.dropout import Parts, mix
 from culturemanager.adapters.layer import BankLayer, Pass
 from culturemanager.adapters.plan import RowPlan
 from culturemanager.adapters.targets import find_targets
@@ -300,7 +300,7 @@ class AdapterBank:
 
     @contextlib.contextmanager
     def rows(self, slots: Sequence[int], *, step: int | Mapping[int, int] | None = None,
-             lengths: Sequence[int] | None = None) -> Iterator[None]:
+             parts: Parts | None = None) -> Iterator[None]:
         """Forward passes inside compute row i of the batch with the adapter in ``slots[i]``.
 
         Fastest with the rows sorted by slot and as many rows for each. Blocks nest: inside another
@@ -312,17 +312,17 @@ class AdapterBank:
             slots: one slot a row; 0 is the bare base.
             step: turns the adapters' dropout on and numbers the masks, all alike or by slot: give each optimizer
                 step (and each micro-batch of one) its own number. None: no dropout, as for evaluation and serving.
-            lengths: tokens of each row without the padding on its right, for dropout that does not depend
-                on the padded length. None: all rows are as long as the batch.
+            parts: what stands in each row without the padding on its right, for dropout that depends on neither that
+                nor what a part shares its row with. None: each row is one, numbered among its slot's rows.
 
         Raises:
-            AdapterError: a slot is empty or unknown, or `lengths` does not fit. Inside: a layer gets an input
+            AdapterError: a slot is empty or unknown, or `parts` does not fit. Inside: a layer gets an input
                 whose rows cannot be told apart.
         """
         slots = tuple(slots)
-        if lengths is not None and len(lengths) != len(slots):
-            raise AdapterError(f"{len(lengths)} lengths for {len(slots)} rows; give one length a row.")
-        outer, self._pass = self._pass, self._begin(slots, step, lengths)
+        if parts is not None and len(parts) != len(slots):
+            raise AdapterError(f"The parts of {len(parts)} rows for {len(slots)} rows; give those of every row.")
+        outer, self._pass = self._pass, self._begin(slots, step, parts)
         try:
             yield
         finally:
@@ -340,9 +340,9 @@ class AdapterBank:
         finally:
             self._pass = outer
 
-    def _begin(self, slots: tuple[int, ...], step: int | Mapping[int, int] | None, lengths: Sequence[int] | None) -> Pass:
+    def _begin(self, slots: tuple[int, ...], step: int | Mapping[int, int] | None, parts: Parts | None) -> Pass:
         dropout = {} if step is None else {slot: self.dropout_state(name) for name, slot in self._names.items()}
-        return Pass(self._plan(slots), step, lengths, dropout, self._cache_for(slots))
+        return Pass(self._plan(slots), step, parts, dropout, self._cache_for(slots))
 
     def _plan(self, slots: tuple[int, ...]) -> RowPlan:
         plan = self._plans.get(slots)

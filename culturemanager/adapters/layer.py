@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from culturemanager.adapters.dropout import apply_dropout
+from culturemanager.adapters.dropout import Parts, apply_dropout
 from culturemanager.adapters.plan import RowPlan
 from culturemanager.errors import AdapterError
 
@@ -21,8 +21,8 @@ class Pass:
     plan: RowPlan
     step: int | Mapping[int, int] | None
     """Number of the dropout masks, or slot to its number; None: no dropout."""
-    lengths: Sequence[int] | None
-    """Tokens of each row, for dropout."""
+    parts: Parts | None
+    """What stands in each row, for dropout."""
     dropout: Mapping[int, tuple[float, int]]
     """Slot to dropout rate and seed."""
     gathered: dict[str, tuple[Tensor, Tensor, tuple[int, int, int]]] | None
@@ -70,7 +70,7 @@ class BankLayer:
         kept = None if torch.is_grad_enabled() else current.gathered
         x = self._as_rows(x, current).to(self.A.dtype)
         if current.step is not None:
-            x = apply_dropout(x, self.name, current.step, current.lengths, plan.rows_of, current.dropout)
+            x = apply_dropout(x, self.name, current.step, current.parts, plan.rows_of, current.dropout)
         # What is copied: inputs to regroup the rows, or weights for every row.
         if kept is None and not plan.is_range and plan.padded_rows * x.shape[1] < len(plan.blocks) * plan.rank:
             return output + self._grouped(x, plan).to(output.dtype).view(output.shape)

@@ -1,8 +1,6 @@
-"""Adapter versions on disk: immutable directories, and aliases that say which one serves a culture.
+"""Adapter versions on disk: immutable directories, and aliases (`aliases.py`) that say which one serves a culture.
 
     adapters/turkey-v0001/   adapter_config.json adapter_model.safetensors version.json
-    adapters/aliases.json    culture -> the versions promoted so far, the serving one last
-    adapters/canaries.json   culture -> a version on trial and its share of the culture's conversations
 
 A version is written beside its name and renamed, so it is whole or absent. Its `version.json` is the
 manifest: the SHA-256 of the other files and of itself. Training and serving meet only here.
@@ -13,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fcntl
 import json
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,17 +25,15 @@ from typing import Any
 from torch import Tensor
 
 from culturemanager.adapters import peft_format
+from culturemanager.adapters.aliases import VERSION_NAME, Aliases, storage_errors
 from culturemanager.adapters.bank import AdapterShape
-from culturemanager.errors import AdapterError, CorruptFileError, StorageError
+from culturemanager.errors import AdapterError, CorruptFileError
 from culturemanager.records import AdapterVersion
 from culturemanager.storage import fingerprint, sha256_file, write_json
 
 VERSION_FILE = "version.json"
-ALIASES_FILE = "aliases.json"
-CANARIES_FILE = "canaries.json"
 
 _CULTURE = re.compile(r"[a-z][a-z0-9_]*")
-_NAME = re.compile(r"(?P<culture>[a-z][a-z0-9_]*)-v(?P<number>[0-9]{4,})")
 _ABANDONED_AFTER_S = 24 * 3600
 """A draft this old belongs to a process that died; publishing takes seconds."""
 
@@ -48,11 +43,12 @@ class AdapterRegistry:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._aliases = Aliases(self.folder)
 
     def publish(self, culture: str, shape: AdapterShape, tensors: Mapping[str, Tensor], base_model: str,
                 targets: Sequence[str], data_digest: str, metrics: Mapping[str, Any], *,
                 module_names: Iterable[str] | None = None) -> AdapterVersion:
-        """Write the culture's next version. It serves nobody until `promote`.
+        """Write the culture's next version. It serves nobody until it is promoted.
 
         Args:
             culture: the culture's id, or another lower-case word (``joint``).
@@ -67,7 +63,7 @@ class AdapterRegistry:
         if not _CULTURE.fullmatch(culture):
             raise AdapterError(f"{culture!r} cannot name an adapter; expected lower-case letters, digits and underscores.")
         draft = self.folder / f".tmp-{culture}-{uuid.uuid4().hex}"
-        with _storage_errors(draft):
+        with storage_errors(draft):
             self._sweep()
             draft.mkdir(parents=True)
         try:
@@ -89,7 +85,7 @@ class AdapterRegistry:
             version = replace(version, name=f"{version.culture}-v{number:04d}", version=number)
             manifest = {"version": version.to_row() | {"metrics": version.metrics}, "files": files}
             write_json(draft / VERSION_FILE, manifest | {"fingerprint": fingerprint(manifest)})
-            with _storage_errors(self.folder / version.name):
+            with storage_errors(self.folder / version.name):
                 try:
                     os.rename(draft, self.folder / version.name)
                 except OSError as error:
@@ -100,11 +96,14 @@ class AdapterRegistry:
             return version
 
     def _last_number(self, culture: str) -> int:
-        """The highest number ever used: a deleted version that once served does not give its name away."""
-        named = self._names()
-        with contextlib.suppress(CorruptFileError):  # damaged aliases must not cost a finished training run
-            named += [name for names in self._read_aliases().values() for name in names]
-        return max((int(match["number"]) for match in map(_NAME.fullmatch, named) if match["culture"] == culture), default=0)
+        """The highest number ever used: a deleted version that once served or was turned down does not give its name away."""
+        used = [_number(name) for name in self._names() if name.rpartition("-v")[0] == culture]
+        # Damaged aliases must not cost a finished training run.
+        with contextlib.suppress(CorruptFileError):
+            used += map(_number, self._aliases.history().get(culture, []))
+        with contextlib.suppress(CorruptFileError):
+            used.append(self._aliases.choices().get(culture, 0))
+        return max(used, default=0)
 
     def _sweep(self) -> None:
         for draft in self.folder.glob(".tmp-*"):
@@ -115,7 +114,7 @@ class AdapterRegistry:
     def _names(self) -> list[str]:
         if not self.folder.is_dir():
             return []
-        return sorted(path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+        return sorted(path.name for path in self.folder.iterdir() if VERSION_NAME.fullmatch(path.name) and path.is_dir())
 
     # ---- reading
 
@@ -127,6 +126,14 @@ class AdapterRegistry:
         """
         found = [self.get(name) for name in self._names() if culture in (None, name.rpartition("-v")[0])]
         return sorted(found, key=lambda version: (version.culture, version.version))
+
+    def readable(self) -> list[AdapterVersion]:
+        """Every version whose `version.json` can be read: a damaged one does not hide the others."""
+        found = []
+        for name in self._names():
+            with contextlib.suppress(AdapterError, CorruptFileError):  # deleted meanwhile, or damaged
+                found.append(self.get(name))
+        return found
 
     def get(self, name: str) -> AdapterVersion:
         """What `version.json` says; the weights are not read.
@@ -162,7 +169,7 @@ class AdapterRegistry:
         return None
 
     def _directory(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
+        if not VERSION_NAME.fullmatch(name):
             raise AdapterError(f"{name!r} is no adapter version; expected a name such as 'turkey-v0001'.")
         return self.folder / name
 
@@ -207,20 +214,42 @@ class AdapterRegistry:
         Raises:
             CorruptFileError: `aliases.json` is damaged.
         """
-        return {culture: names[-1] for culture, names in self._read_aliases().items() if names}
+        return {culture: names[-1] for culture, names in self._aliases.history().items() if names}
 
     def promote(self, name: str) -> None:
-        """Let the version serve its culture.
+        """Let the version serve its culture, as a person wishes: training does not undo it with a version there is by now.
 
         Raises:
             AdapterError: there is no such version.
             CorruptFileError: one of its files, or `aliases.json`, is damaged.
         """
         culture = self._verify(name).culture
-        with self._changing_aliases() as history:
+        with self._aliases.changing() as history:
             if history.get(culture, [])[-1:] != [name]:
                 history.setdefault(culture, []).append(name)
-            self._end_trial(culture)
+            self._aliases.end_trial(culture)
+            self._aliases.note_choice(culture, self._last_number(culture))
+
+    def promote_trained(self, name: str) -> bool:
+        """Let a version that training wants serve its culture, unless a person has chosen since it was made.
+
+        Returns:
+            Whether it serves.
+
+        Raises:
+            AdapterError, CorruptFileError: as `promote`.
+        """
+        version = self._verify(name)
+        culture = version.culture
+        with self._aliases.changing() as history:
+            names = history.get(culture, [])
+            if names[-1:] == [name]:
+                return True
+            if names and version.version <= self._aliases.choices().get(culture, 0):
+                return False
+            history[culture] = [*names, name]
+            self._aliases.end_trial(culture)
+        return True
 
     def try_out(self, name: str, share: float) -> None:
         """Let the version answer a share of its culture's conversations beside the serving one (a canary).
@@ -234,12 +263,13 @@ class AdapterRegistry:
             raise AdapterError(f"a share of {share}: expected more than 0 and less than 1, such as 0.1; without a share "
                                "the version gets every conversation.")
         culture = self._verify(name).culture
-        with self._changing_aliases() as history:
+        with self._aliases.changing() as history:
             serving = history.get(culture, [])[-1:]
             if serving in ([], [name]):
                 raise AdapterError(f"{name} cannot get a share: {'it serves already' if serving else 'nothing serves yet'}. "
                                    "Promote it without one, or name another version.")
-            write_json(self.folder / CANARIES_FILE, dict(sorted((self.canaries() | {culture: (name, share)}).items())))
+            self._aliases.begin_trial(culture, name, share)
+            self._aliases.note_choice(culture, self._last_number(culture))
 
     def rollback(self, culture: str) -> str:
         """End the culture's trial; without one, let the version promoted before serve again. Returns what serves now.
@@ -248,9 +278,10 @@ class AdapterRegistry:
             AdapterError: no other version was promoted before, or it was deleted.
             CorruptFileError: it is damaged.
         """
-        with self._changing_aliases() as history:
+        with self._aliases.changing() as history:
             names = history.get(culture, [])
-            if names and self._end_trial(culture):
+            if names and self._aliases.end_trial(culture):
+                self._aliases.note_choice(culture, self._last_number(culture))
                 return names[-1]
             if not names:
                 others = f"those that do are of {', '.join(sorted(history))}" if history else "`culturemanager train` makes one"
@@ -259,12 +290,13 @@ class AdapterRegistry:
                 raise AdapterError(f"{culture!r} has no version promoted before {names[-1]}; "
                                    "promote one by its name.")
             self._verify(names[-2])
+            self._aliases.note_choice(culture, self._last_number(culture))
             names.pop()
             return names[-1]
 
     def history(self, culture: str) -> list[str]:
         """The versions promoted so far, the serving one last."""
-        return list(self._read_aliases().get(culture, []))
+        return list(self._aliases.history().get(culture, []))
 
     def canaries(self) -> dict[str, tuple[str, float]]:
         """Culture to the version on trial and its share of the conversations.
@@ -272,66 +304,11 @@ class AdapterRegistry:
         Raises:
             CorruptFileError: `canaries.json` is damaged.
         """
-        path = self.folder / CANARIES_FILE
-        try:
-            trials = {culture: (str(name), float(share)) for culture, (name, share) in json.loads(path.read_bytes()).items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise CorruptFileError(f"{path} is not readable ({error}). Delete it and start the trials again.") from error
-        wrong = [name for name, share in trials.values() if not _NAME.fullmatch(name) or not 0 < share < 1]
-        if wrong:
-            raise CorruptFileError(f"{path} holds {wrong[0]!r}, expected versions with a share between 0 and 1. "
-                                   "Delete it and start the trials again.")
-        return trials
-
-    def _end_trial(self, culture: str) -> bool:
-        """Forget the culture's canary; whether there was one. Called with the aliases locked."""
-        trials = self.canaries()
-        if culture not in trials:
-            return False
-        del trials[culture]
-        write_json(self.folder / CANARIES_FILE, trials)
-        return True
-
-    def _read_aliases(self) -> dict[str, list[str]]:
-        path = self.folder / ALIASES_FILE
-        try:
-            history = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise CorruptFileError(f"{path} is not readable ({error}). Delete it and promote the versions again.") from error
-        rows = history.items() if isinstance(history, dict) else [("", None)]
-        for culture, names in rows:
-            if not isinstance(names, list) or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
-                raise CorruptFileError(f"{path}: {culture!r} has {names!r}, expected a list of version names. "
-                                       "Delete the file and promote the versions again.")
-        return history
-
-    @contextlib.contextmanager
-    def _changing_aliases(self) -> Iterator[dict[str, list[str]]]:
-        """The aliases' history, to change; written back in one piece, with other processes kept out."""
-        with _storage_errors(self.folder / ALIASES_FILE), contextlib.ExitStack() as stack:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(self.folder / ".aliases.lock", "a"))
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by a crash
-            history = self._read_aliases()
-            yield history
-            write_json(self.folder / ALIASES_FILE, dict(sorted(history.items())))
+        return self._aliases.trials()
 
 
 def _number(name: str) -> int:
     return int(name.rpartition("-v")[2])
-
-
-@contextlib.contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"Cannot write {path}: {error.strerror or error}. Free space or check permissions, "
-                           "then run the same command again.") from error
 
 
 def _sync(folder: Path) -> None:

@@ -64,7 +64,7 @@ class TrainingConfig(Section):
     threads_per_worker: int = Field(default=0, ge=0)
     """torch threads in a worker; 0 takes every core of the machine."""
     use_gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(yes_or_no)] = "auto"
-    """`auto` uses GPUs if the cluster has them."""
+    """`auto` uses GPUs if the cluster has one for every worker; `no` leaves them alone."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage. Workers share among them the adapters' optimizer state (1), their gradients too (2), or the
     frozen base (3), whose layers are gathered while they compute; adapters are then whole on every worker."""

@@ -17,6 +17,7 @@ from culturemanager.errors import StorageError
 from culturemanager.storage import sha256_file, write_json
 
 KEEP = 2
+WEIGHTS = "tensors.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     try:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        weights = target / "tensors.safetensors"
+        weights = target / WEIGHTS
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, weights)
         write_json(target / "state.json", {"step": step, "sha256": sha256_file(weights), **state})
     except StorageError:
@@ -66,12 +67,21 @@ def newest_whole_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint whose weights have the sum its state names; a torn one is passed over."""
     torn: list[str] = []
     for target in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            state = json.loads((target / "state.json").read_text())
-            weights = target / "tensors.safetensors"
-            if sha256_file(weights) == state["sha256"]:
-                return Checkpoint(load_file(weights), state, tuple(torn))
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError):
-            pass  # it counts as torn
+        if (state := _whole_state(target)) is not None:
+            return Checkpoint(load_file(target / WEIGHTS), state, tuple(torn))
         torn.append(target.name)
     return None
+
+
+def has_whole_checkpoint(folder: Path) -> bool:
+    """Whether there is something to go on from; no weights are loaded."""
+    return any(_whole_state(target) is not None for target in sorted(folder.glob("step-*"), reverse=True))
+
+
+def _whole_state(target: Path) -> dict[str, Any] | None:
+    """What `state.json` says; None if it or the weights are torn."""
+    try:
+        state = json.loads((target / "state.json").read_text())
+        return state if sha256_file(target / WEIGHTS) == state["sha256"] else None
+    except (OSError, ValueError, KeyError):
+        return None

@@ -43,17 +43,21 @@ def deepspeed_config(config: TrainingConfig, rows_per_step: int) -> dict[str, An
     }
 
 
-def build_engine(module: PackLoss, optimizer: PackedAdamW, config: TrainingConfig, rows_per_step: int) -> Any:
+def build_engine(module: PackLoss, optimizer: PackedAdamW, config: TrainingConfig, rows_per_step: int, device: str) -> Any:
     """`deepspeed.initialize` over an initialised process group.
 
     On CPUs DeepSpeed would compile a shared-memory collective on first use, which needs a C++ compiler and
     minutes of it; adapters' gradients are small, so there it is told to keep to gloo.
+
+    Args:
+        rows_per_step: as in `deepspeed_config`.
+        device: where the workers compute, `cuda` or `cpu`; DeepSpeed by itself would take any GPU it sees.
     """
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ["DS_ACCELERATOR"] = device
     import deepspeed
     import deepspeed.ops
 
-    if not torch.cuda.is_available():
+    if device == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     settings = deepspeed_config(config, rows_per_step)
     if config.zero_stage == 3:

@@ -54,8 +54,7 @@ class PackTrainer:
         self.step_number = 0
         self.tokens = 0
         self._rank, self._world = _rank_and_world()
-        # Of several workers each computes all rows, and keeps them in its memory alone.
-        self._states_folder = StatesFolder(checkpoint_folder / STATES) if checkpoint_folder and self._world == 1 else None
+        self._states_folder = StatesFolder(checkpoint_folder / STATES, products) if checkpoint_folder else None
         restored = newest_whole_checkpoint(checkpoint_folder) if checkpoint_folder else None
         self.origin = restored.origin if restored else ""
         """Which checkpoint the run goes on from, for whoever watches; empty at the beginning."""
@@ -114,7 +113,9 @@ class PackTrainer:
         """
         if max(job.epochs for job in self.jobs.values()) <= self._world:
             return None
-        layers = FrozenLayers(self.bank, products, self.pad_id, self._capacity, self._states_folder)
+        # Of several workers each computes all rows, and keeps them in its memory alone.
+        folder = self._states_folder if self._world == 1 else None
+        layers = FrozenLayers(self.bank, products, self.pad_id, self._capacity, folder)
         if not layers.usable():
             return None
         for name in self.active:
@@ -164,7 +165,7 @@ class PackTrainer:
                         "tokens_per_second": self.tokens / seconds})
         if self.checkpoint_folder:
             self.save()
-        if self._states_folder:
+        if self._states_folder and self._rank == 0:  # one worker may have begun what several have ended
             self._states_folder.clear()
 
     def train_step(self) -> dict[str, float]:
@@ -204,12 +205,13 @@ class PackTrainer:
         for part in range(self._accumulate):
             mine = [(self._slots[name], row) for name, rows in chosen.items()
                     for row in rows[self._rank::self._world][part::self._accumulate]]
-            batches = self._collated(mine) if mine else []
+            batches = [batch.numbered(self._rank + self._world * part, self._world * self._accumulate)
+                       for batch in (self._collated(mine) if mine else [])]
             idle = self._passes_of_step(len(batches)) - len(batches)
             if idle:
                 name, rows = next(iter(chosen.items()))
-                batches += [self._collated([(self._slots[name], rows[0])])[0].idle()] * idle
-            steps = {slot: self.progress[name].step * self._accumulate + part for name, slot in self._slots.items()}
+                batches += [self._collated([(self._slots[name], rows[0])])[0].numbered(0, 1).idle()] * idle
+            steps = {slot: self.progress[name].step for name, slot in self._slots.items()}
             # the engine averages gradients over workers and parts, and the sum is wanted
             loss, own = self.engine(batches, self._world * self._accumulate / tokens_per_slot, steps)
             self.engine.backward(loss)

@@ -38,7 +38,7 @@ class PackLoss(nn.Module):
         """The pack's loss.
 
         Args:
-            batches: rows of every active adapter; an adapter's stand in one batch.
+            batches: rows of every active adapter, numbered for training; an adapter's stand in one batch.
             weights: [slots], one over the number of tokens that the slot's adapter predicts in this step.
             step: each slot's step, which numbers its dropout masks; None for evaluation.
 
@@ -56,13 +56,14 @@ class PackLoss(nn.Module):
         """[labels], float32."""
         with torch.autocast(self.model.device.type, self._products, enabled=self._products != torch.float32):
             hidden = self._hidden(batch, step)[batch.label_sequences, batch.label_columns]
-            with self.bank.rows(tuple(batch.label_slots.tolist()), step=step):
+            parts = None if step is None else batch.label_parts
+            with self.bank.rows(tuple(batch.label_slots.tolist()), step=step, parts=parts):
                 logits = head(self.model)(hidden)
         return nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
 
     def _hidden(self, batch: Batch, step: Mapping[int, int] | None) -> Tensor:
         start = contextlib.nullcontext() if batch.states is None else self.frozen.above(batch.states)
-        with self.bank.rows(batch.slots, step=step, lengths=batch.lengths), start:
+        with self.bank.rows(batch.slots, step=step, parts=None if step is None else batch.parts), start:
             return trunk_output(self.model, batch)
 
 

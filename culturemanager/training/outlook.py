@@ -13,6 +13,7 @@ from culturemanager.config import Project
 from culturemanager.storage import Workspace
 from culturemanager.training.pack_folder import Tokenise, prepare, texts
 from culturemanager.training.plan import Retrieve
+from culturemanager.training.publication import Publisher
 from culturemanager.training.trainer import divided, plans_of
 from culturemanager.training.worker import adapted_layers, read_job
 
@@ -72,16 +73,18 @@ def _outlook(folder: Path, project: Project, only: Sequence[str], extra: Sequenc
     from culturemanager.training.pack_plan import memory_of_a_worker, plan_pack
 
     config = project.training
-    plans = plans_of(project, only, extra, resolve_base_model(project.base_path), retrieve)
-    registry = AdapterRegistry(Workspace(project.workspace_url).local_path("adapters"))
+    base = resolve_base_model(project.base_path)
+    plans = plans_of(project, only, extra, base, retrieve)
+    publisher = Publisher(project, AdapterRegistry(Workspace(project.workspace_url).local_path("adapters")), base)
     model = load_outline(project.base_path).to(getattr(torch, project.base.dtype))
     prepare(folder, plans, map(Tokenise(project.base_path, config.max_length), texts(plans)))
     jobs = {plan.name: read_job(folder, plan, config) for plan in plans}
-    known = {plan.name: registry.latest_with_digest(plan.name, plan.digest) for plan in plans}
+    known = {plan.name: publisher.version(plan) for plan in plans}
     adapters = tuple(AdapterOutlook(name, len(job.train), sum(len(row.ids) for row in job.train),
                                     max(len(row.ids) for row in job.train), job.total_steps,
                                     known[name].name if known[name] else "") for name, job in jobs.items())
-    free = memory_of_a_worker("cuda" if torch.cuda.is_available() else "cpu", config)
+    device = "cuda" if config.use_gpu != "no" and torch.cuda.is_available() else "cpu"
+    free = memory_of_a_worker(device, config)
     missing = [plan for plan in plans if known[plan.name] is None]
     if not missing:
         return Outlook(adapters, (), config.workers, free, 0.0)
@@ -89,14 +92,13 @@ def _outlook(folder: Path, project: Project, only: Sequence[str], extra: Sequenc
     targets = adapted_layers(model, config)
     packs = tuple(plan_pack(model, [jobs[plan.name] for plan in part], targets, free, config) for part in parts.values())
     operations = max(pack.operations for pack in packs) / workers
-    return Outlook(adapters, packs, workers, free, operations / (PRODUCT_SHARE * _products_per_second(model)))
+    return Outlook(adapters, packs, workers, free, operations / (PRODUCT_SHARE * _products_per_second(model, device)))
 
 
-def _products_per_second(model: PreTrainedModel) -> float:
+def _products_per_second(model: PreTrainedModel, device: str) -> float:
     """Floating-point operations a second of a matrix product like the model's, in its precision on this machine."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     width = model.config.get_text_config(decoder=True).hidden_size
     inputs = torch.randn(1024, width, device=device, dtype=model.dtype)
     weight = torch.randn(width, 4 * width, device=device, dtype=model.dtype)

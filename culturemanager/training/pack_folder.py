@@ -1,30 +1,41 @@
-"""A pack's folder: what is to be trained, its tokenised rows, and the names of what the training puts beside them."""
+"""A pack's folder: what is to be trained, its tokenised rows, and what the training puts beside them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from culturemanager.storage import write_json
+from culturemanager.storage import MANIFEST, sha256_file, write_atomic, write_json
 from culturemanager.training.plan import SPLITS, AdapterPlan
 from culturemanager.training.token_files import SCHEMA, TokenRows, write_token_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PLAN = "plan.json"
 PACK = "pack.json"
 PROGRESS = "progress.json"
 RESULT = "result"
 CURVES = "curves.json"
+TARGETS = "targets.json"
 ROWS = "rows"
+CHECKPOINTS = "checkpoints"
 TEXTS_AT_ONCE = 1000
 """Rows of one table."""
+
+
+def pack_folders(training: Path) -> list[Path]:
+    """The folders of all packs that were prepared, in a fixed order."""
+    return sorted(plan.parent for plan in training.glob(f"*/{PLAN}"))
 
 
 def is_prepared(folder: Path) -> bool:
@@ -99,6 +110,34 @@ def read_rows(folder: Path, adapter: str, split: str) -> TokenRows:
         StorageError: they are not there or not whole.
     """
     return TokenRows(folder / ROWS / _file(adapter, split))
+
+
+def write_result(folder: Path, weights: Iterable[tuple[str, Mapping[str, Tensor]]], curves: Mapping[str, Any],
+                 targets: Sequence[str]) -> None:
+    """Each adapter's finished weights, the curves and the adapted layers' names; the SHA-256 sums come last."""
+    from safetensors.torch import save
+
+    shutil.rmtree(folder / RESULT, ignore_errors=True)
+    sums = {}
+
+    def write(name: str, data: bytes) -> None:
+        write_atomic(folder / RESULT / name, data)
+        sums[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+    for name, tensors in weights:
+        write(f"{name}.safetensors", save(dict(tensors)))
+    write(CURVES, json.dumps(curves).encode())
+    write(TARGETS, json.dumps(targets).encode())
+    write_json(folder / RESULT / MANIFEST, {"files": sums})
+
+
+def result_is_whole(folder: Path) -> bool:
+    """Whether the pack was trained to the end, and every file of the result has its sum."""
+    try:
+        sums = json.loads((folder / RESULT / MANIFEST).read_text())["files"]
+        return all(sha256_file(folder / RESULT / name) == told["sha256"] for name, told in sums.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _file(adapter: str, split: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from culturemanager.config import Project
 from culturemanager.errors import TrainingError
 from culturemanager.sections.model import TrainingConfig
-from culturemanager.training.pack_folder import CURVES, PROGRESS, RESULT, Tokenise, is_prepared, prepare, texts
+from culturemanager.training.pack_folder import PROGRESS, Tokenise, is_prepared, prepare, result_is_whole, texts
 from culturemanager.training.plan import AdapterPlan
 from culturemanager.training.worker import read_job, run_pack
 
@@ -44,7 +44,7 @@ def train_packs(project: Project, packs: dict[Path, Sequence[AdapterPlan]], work
     """
     import ray
 
-    waiting = {folder: plans for folder, plans in packs.items() if not (folder / RESULT / CURVES).exists()}
+    waiting = {folder: plans for folder, plans in packs.items() if not result_is_whole(folder)}
     for folder, plans in waiting.items():
         if not is_prepared(folder):
             prepare(folder, plans, _tokenised(plans, project))
@@ -113,7 +113,7 @@ class PackFitter:
         trainer = TorchTrainer(
             loop,
             train_loop_config={"folder": str(self._folder), "config": config.model_dump(), "dtype": base.dtype,
-                               "base_path": self._project.base_path},
+                               "base_path": self._project.base_path, "use_gpu": self._use_gpu},
             scaling_config=ray.train.ScalingConfig(num_workers=self._workers, use_gpu=self._use_gpu, resources_per_worker={
                 "CPU": config.cpus_per_worker, "GPU": int(self._use_gpu)}),
             torch_config=TorchConfig(backend="nccl" if self._use_gpu else "gloo"),
@@ -134,7 +134,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     rank = ray.train.get_context().get_world_rank()
     run_pack(Path(settings["folder"]), TrainingConfig(**settings["config"]), settings["base_path"], settings["dtype"], rank,
-             report=lambda metrics: ray.train.report(metrics), use_deepspeed=True)
+             report=lambda metrics: ray.train.report(metrics), use_deepspeed=True, use_gpu=settings["use_gpu"])
 
 
 class _Watch:

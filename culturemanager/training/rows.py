@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from culturemanager.adapters.dropout import Parts
 from culturemanager.chat import chat_ids
 
 PASS_TOKENS = 200
@@ -56,8 +58,6 @@ class Batch:
     """[sequences, length], int64, counting from 0 in each row."""
     slots: tuple[int, ...]
     """The adapter slot of each sequence."""
-    lengths: tuple[int, ...]
-    """Tokens of each sequence."""
     label_sequences: torch.Tensor
     """[labels], the sequence of each predicted token."""
     label_columns: torch.Tensor
@@ -69,6 +69,31 @@ class Batch:
     places: tuple[Place, ...]
     states: torch.Tensor | None = None
     """[sequences, length, hidden], what the layers below the lowest adapter make of the rows; None: not known."""
+    numbers: tuple[int, ...] = ()
+    """Which of its adapter's rows of the step each place holds."""
+
+    def numbered(self, first: int, stride: int) -> Batch:
+        """The batch as a part of a step: an adapter's rows are, in their order, every `stride`-th from `first` on."""
+        counts: Counter[int] = Counter()
+        numbers = []
+        for place in self.places:
+            numbers.append(first + stride * counts[place.slot])
+            counts[place.slot] += 1
+        return replace(self, numbers=tuple(numbers))
+
+    @property
+    def parts(self) -> Parts:
+        """The rows in each sequence, as the bank's dropout takes them."""
+        found: list[list[tuple[int, int]]] = [[] for _ in self.slots]
+        for place, number in zip(self.places, self.numbers, strict=True):
+            found[place.sequence].append((number, len(place.row.ids)))
+        return found
+
+    @property
+    def label_parts(self) -> Parts:
+        """Likewise for the predicted tokens, each by itself."""
+        return [[(f"{number}.{label}", 1)] for place, number in zip(self.places, self.numbers, strict=True)
+                for label in range(place.row.label_count)]
 
     def idle(self) -> Batch:
         """The same pass, with no loss and no gradient: for a worker that has to take part and has no rows left."""
@@ -167,7 +192,6 @@ def _padded(sequences: Sequence[tuple[int, list[TokenRow]]], pad_id: int) -> Bat
             start = end
     return Batch(input_ids=ids, attention_mask=_mask(row_numbers), position_ids=positions,
                  slots=tuple(slot for slot, _ in sequences),
-                 lengths=tuple(_tokens(sequence) for _, sequence in sequences),
                  label_sequences=torch.tensor(label_sequences), label_columns=torch.tensor(label_columns),
                  labels=torch.tensor(labels), label_slots=torch.tensor(label_slots), places=tuple(places))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from culturemanager.errors import TrainingError
 from culturemanager.sections.model import TrainingConfig
 from culturemanager.storage import write_json
-from culturemanager.training.pack_folder import CURVES, PACK, RESULT, read_plans, read_rows
+from culturemanager.training.pack_folder import CHECKPOINTS, PACK, read_plans, read_rows, write_result
 from culturemanager.training.plan import SPLITS, AdapterPlan
 
 if TYPE_CHECKING:
@@ -27,8 +26,12 @@ REPORT_EVERY = 10
 
 
 def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, rank: int = 0,
-             report: Callable[[dict[str, Any]], None] | None = None, use_deepspeed: bool = False) -> None:
+             report: Callable[[dict[str, Any]], None] | None = None, use_deepspeed: bool = False,
+             use_gpu: bool | None = None) -> None:
     """Train the pack prepared in `folder`, going on from its newest whole checkpoint; needs no Ray.
+
+    Args:
+        use_gpu: what `training.use_gpu` came to; None: whether this machine has one.
 
     Raises:
         TrainingError: an adapter has no rows, or memory does not hold one.
@@ -45,7 +48,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     from culturemanager.training.telemetry import Telemetry
 
     torch.set_num_threads(config.threads_per_worker or os.cpu_count() or 1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if (torch.cuda.is_available() if use_gpu is None else use_gpu) else "cpu"
     # A base that is shared out need not fit on one device.
     model, tokenizer = load_base_model(base_path, dtype, "cpu" if config.zero_stage == 3 else device)
     plans = read_plans(folder)
@@ -59,10 +62,10 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
 
     def engine(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         if use_deepspeed:
-            return build_engine(module, optimizer, config, rows_per_step)
+            return build_engine(module, optimizer, config, rows_per_step, device)
         return PlainEngine(module, optimizer, config.accumulate)
 
-    trainer = PackTrainer(bank, jobs, engine, tokenizer.pad_token_id, folder / "checkpoints", config.checkpoint_every,
+    trainer = PackTrainer(bank, jobs, engine, tokenizer.pad_token_id, folder / CHECKPOINTS, config.checkpoint_every,
                           _products(config.precision, device), config.accumulate, keep_states)
 
     telemetry = Telemetry(trainer, folder) if rank == 0 else None
@@ -77,7 +80,8 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     if telemetry:
         telemetry.close()
         metrics.count("culturemanager_tokens", trainer.tokens, kind="train")
-        _write_result(trainer, folder, plans)
+        curves = {job.name: vars(trainer.progress[job.name]) | {"rows": len(job.train)} for job in jobs}
+        write_result(folder, ((plan.name, trainer.tensors(plan.name)) for plan in plans), curves, trainer.bank.targets)
 
 
 def adapted_layers(model: PreTrainedModel, config: TrainingConfig) -> list[str] | None:
@@ -113,14 +117,15 @@ def _pack_shape(folder: Path, model: PreTrainedModel, jobs: Sequence[AdapterJob]
                 config: TrainingConfig, rank: int, device: str) -> tuple[int, bool]:
     """How many adapters share a pass, and whether the states below them are kept; the same on every worker.
 
-    Decided once, so that a resumed run finds the adapters in the same slots.
+    A run that goes on from a checkpoint keeps to what was decided, so that it finds the adapters in the same slots.
     """
     import torch
 
+    from culturemanager.training.checkpoint import has_whole_checkpoint
     from culturemanager.training.pack_plan import base_bytes, memory_of_a_worker, plan_pack
 
     path = folder / PACK
-    if path.exists():
+    if path.exists() and has_whole_checkpoint(folder / CHECKPOINTS):
         decided = json.loads(path.read_text())
         at_once, keep_states = decided["at_once"], decided.get("keep_states", False)  # older packs do not say
     else:
@@ -142,18 +147,3 @@ def _products(precision: str, device: str) -> torch.dtype:
 
     native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and native) else torch.float32
-
-
-def _write_result(trainer: Any, folder: Path, plans: Sequence[AdapterPlan]) -> None:
-    """The finished weights and curves, in a folder that appears whole."""
-    from safetensors.torch import save_file
-
-    beside = folder / f"{RESULT}.partial"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for plan in plans:
-        save_file(trainer.tensors(plan.name), beside / f"{plan.name}.safetensors")
-    write_json(beside / CURVES, {name: vars(p) for name, p in trainer.progress.items()})
-    write_json(beside / "targets.json", list(trainer.bank.targets))
-    shutil.rmtree(folder / RESULT, ignore_errors=True)
-    beside.rename(folder / RESULT)
