@@ -93,10 +93,16 @@ def combine(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     combined = dict(summaries[0]) | {"seed": [summary["seed"] for summary in summaries]}
     combined["systems"] = {name: _mean_of([s["systems"][name] for s in summaries]) for name in summaries[0]["systems"]}
     resamples = combined["interval"]["resamples"]
-    means = dict(zip(combined["systems"], _resampled(evaluations, list(combined["systems"]), resamples), strict=True))
-    for name, system in combined["systems"].items():
+    names, tasks = list(combined["systems"]), next(iter(combined["systems"].values()))["by_task"]
+    drawn = _resampled(evaluations, names, resamples)
+    drawn_of_task = {task: _resampled(evaluations, names, resamples, task) for task in tasks}
+    means = {name: of_system.mean(0) for name, of_system in zip(names, drawn, strict=True)}
+    for row, (name, system) in enumerate(combined["systems"].items()):
         system["interval"] = metrics.interval(means[name])
         system["by_seed"] = [s["systems"][name]["accuracy"] for s in summaries]
+        system["by_culture_interval"] = {culture: metrics.interval(of_culture)
+                                         for culture, of_culture in zip(system["by_culture"], drawn[row], strict=True)}
+        system["by_task_interval"] = {task: metrics.interval(of_task[row].mean(0)) for task, of_task in drawn_of_task.items()}
     combined["differences"] = {name: {"difference": _mean_of([s["differences"][name]["difference"] for s in summaries]),
                                       "interval": metrics.interval(means[SUBJECT] - means[name])}
                                for name in means if name != SUBJECT}
@@ -121,9 +127,16 @@ def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
 
 
 def _mean_of(values: Sequence[Any]) -> Any:
-    """Numbers averaged, mappings entered, anything else as the first has it."""
+    """Numbers averaged over the seeds that have one, mappings entered, anything else as the first has it.
+
+    What a mapping of counts lacks was counted no time.
+    """
+    values = [value for value in values if value is not None]
+    if not values:
+        return None
     if isinstance(values[0], dict):
-        return {key: _mean_of([value[key] for value in values]) for key in values[0] if all(key in v for v in values)}
+        keys = dict.fromkeys(key for value in values for key in value)
+        return {key: _mean_of([value.get(key, _nothing_like(values, key)) for value in values]) for key in keys}
     if isinstance(values[0], list) and values[0] and all(isinstance(v, (int, float)) for v in values[0]):
         return [_mean_of(list(column)) for column in zip(*values, strict=True)]
     if isinstance(values[0], (int, float)) and not isinstance(values[0], bool):
@@ -131,20 +144,29 @@ def _mean_of(values: Sequence[Any]) -> Any:
     return values[0]
 
 
-def _resampled(evaluations: Sequence[Evaluation], systems: Sequence[str], resamples: int) -> np.ndarray:
-    """[systems, resamples], culture means of items drawn again within each culture, and of seeds drawn again.
+def _nothing_like(values: Sequence[dict[str, Any]], key: str) -> Any:
+    there = next(value[key] for value in values if key in value)
+    return {} if isinstance(there, dict) else 0
+
+
+def _resampled(evaluations: Sequence[Evaluation], systems: Sequence[str], resamples: int, task: str = "") -> np.ndarray:
+    """[systems, cultures, resamples], means of items drawn again within each culture, and of seeds drawn again.
 
     The draws are the same for every system, so that two systems' means can be subtracted.
+
+    Args:
+        task: only its items; all, if empty.
     """
     scores = [{(answer.score.system, answer.score.item_id): answer.score for answer in evaluation.answers}
               for evaluation in evaluations]
-    items = [(item, score.culture) for (system, item), score in scores[0].items() if system == systems[0]]
+    items = [(item, score.culture) for (system, item), score in scores[0].items()
+             if system == systems[0] and task in ("", score.task)]
     correct = np.array([[of[system, item].correct for item, _ in items] for system in systems for of in scores])
     cultures = list(dict.fromkeys(culture for _, culture in items))
     samples = metrics.bootstrap(correct, np.array([cultures.index(culture) for _, culture in items]), resamples, seed=0)
-    means = samples.mean(1).reshape(len(systems), len(scores), resamples)
+    by_seed = samples.reshape(len(systems), len(scores), len(cultures), resamples)
     drawn = np.random.default_rng(1).integers(len(scores), size=(len(scores), resamples))
-    return np.take_along_axis(means, drawn[None], axis=1).mean(1)
+    return np.take_along_axis(by_seed, drawn[None, :, None], axis=1).mean(1)
 
 
 def table(figures: dict[str, Any]) -> Table:

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -84,14 +83,20 @@ class NamedCultureRouter:
         return Route(found.pop(), 0.99, "named") if len(found) == 1 else Route("", 0.0, "abstained")
 
 
-class OnePassageEach:
-    """An index with one passage a culture, and the passages."""
+class AlikePassages(dict):
+    """Passage id, `<culture>-<number>`, to a passage; all of a culture's say the same."""
 
-    passages: ClassVar = {f"{culture}-1": SimpleNamespace(id=f"{culture}-1", text=f"Ferry captains of {culture} are greeted.")
-                          for culture in ("any", *catalogue())}
+    def __missing__(self, passage_id: str) -> SimpleNamespace:
+        return SimpleNamespace(id=passage_id, text=f"Ferry captains of {passage_id.rpartition('-')[0]} are greeted.")
+
+
+class OnePassageEach:
+    """An index with passages of each culture that all say the same, and the passages."""
+
+    passages = AlikePassages()
 
     def search(self, texts: Sequence[str], *, culture: str | None, limit: int) -> list[list[SimpleNamespace]]:
-        return [[SimpleNamespace(passage_id=f"{culture or 'any'}-1")] * limit for _ in texts]
+        return [[SimpleNamespace(passage_id=f"{culture or 'any'}-{number}") for number in range(1, limit + 1)] for _ in texts]
 
 
 class ScriptedEngine:

@@ -150,12 +150,25 @@ class FoundFor:
     """An index that returns what it was asked, to see the question."""
 
     def search(self, texts, *, culture, limit):
-        return [[SimpleNamespace(passage_id=f"{culture}|{text}")] * limit for text in texts]
+        return [[SimpleNamespace(passage_id=f"{number}/{culture}|{text}") for number in range(limit)] for text in texts]
 
 
 class Echo(dict):
     def __missing__(self, key):
-        return SimpleNamespace(text=key)
+        return SimpleNamespace(text=key.rpartition("/")[2])
+
+
+class OftenFound:
+    """An index that holds the passage `a` three times, and `b` once."""
+
+    def search(self, texts, *, culture, limit):
+        return [[SimpleNamespace(passage_id=name) for name in "aaab"[:limit]] for _ in texts]
+
+
+def test_a_passage_that_several_cultures_found_stands_in_a_prompt_once():
+    retriever = PassageRetriever(OftenFound(), Echo())
+    assert retriever.texts(["q", "r"], "", 2) == [["a", "b"]] * 2
+    assert retriever.texts(["q"], "", 3) == [["a", "b"]]
 
 
 def test_training_rows_and_evaluated_items_are_searched_alike():

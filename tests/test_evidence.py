@@ -50,6 +50,28 @@ def test_seeds_that_differ_widen_the_interval(seeds: list[Evaluation]) -> None:
     assert width([seeds[0], seeds[2]]) > width([seeds[0], again])
 
 
+def test_the_parts_have_intervals_over_items_and_seeds(seeds: list[Evaluation]) -> None:
+    alone, together = combine(seeds[:1])["systems"]["base"], combine(seeds)["systems"]["base"]
+    for part in ("by_task", "by_culture"):
+        assert together[part].keys() == together[f"{part}_interval"].keys() == alone[part].keys()
+        for name, value in together[part].items():
+            low, high = together[f"{part}_interval"][name]
+            assert low <= value <= high
+    assert alone["by_task_interval"] == seeds[0].summary["systems"]["base"]["by_task_interval"]
+
+
+def test_what_a_seed_has_no_figure_for_is_the_others_mean_and_what_it_never_counted_counts_as_none(
+        seeds: list[Evaluation]) -> None:
+    def routed(precision: float | None, confusion: dict[str, int]) -> dict:
+        return {"router": seeds[0].summary["router"] | {"precision_without_cue": precision,
+                                                        "confusion_with_cue": {"turkey": confusion}}}
+
+    combined = combine([Evaluation(seeds[0].summary | routed(0.5, {"turkey": 20, "abstained": 2}), seeds[0].answers),
+                        Evaluation(seeds[1].summary | routed(None, {"turkey": 22}), seeds[1].answers)])
+    assert combined["router"]["precision_without_cue"] == 0.5
+    assert combined["router"]["confusion_with_cue"] == {"turkey": {"turkey": 21, "abstained": 1}}
+
+
 def test_seeds_that_cannot_be_compared_are_refused(seeds: list[Evaluation]) -> None:
     with pytest.raises(ConfigError, match="seed 0 is there 2 times"):
         combine([seeds[0], seeds[0]])

@@ -93,6 +93,12 @@ def test_a_prompt_is_read_by_the_templates_words(text: str, fields: tuple[str, .
     assert read_inputs(template(text, *fields), prompt) == expected
 
 
+def test_options_that_were_given_are_searched_for_as_they_were_given() -> None:
+    shows_options = template("{{ q }} One of: {{ options | join(' / ') }}", "q", "options")
+    assert question_in("Why? One of: a / b", [shows_options], ("a", "b")) == "Why? a b"
+    assert question_in("Why? One of: a / b", [shows_options]) == "Why? a / b"
+
+
 def test_of_two_tasks_the_one_that_says_more_of_the_prompt_reads_it() -> None:
     anything = template("{{ question }}", "question")
     assert question_in("Advice, please: where to sit?", [anything, TASKS["advice"]]) == "where to sit?"

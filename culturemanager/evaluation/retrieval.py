@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from culturemanager.records import Example, Passage, Task
 from culturemanager.tasks import read_inputs
 
+COPIES = 16
+"""The index holds a passage once for every culture whose queries found it; one of more cultures may crowd out others."""
+
 
 class Hit(Protocol):
     """One search result."""
@@ -41,7 +44,8 @@ def question_in(prompt: str, tasks: Sequence[Task], options: Sequence[str] = ())
         return prompt
     # The more of a prompt is the template's own, the surer it is that task's.
     task, inputs = min(read, key=lambda pair: sum(map(len, pair[1].values())))
-    return question_text({name: inputs.get(name) or options for name in task.fields if inputs.get(name) or name == "options"})
+    read_or_given = inputs | ({"options": options} if options and "options" in task.fields else {})
+    return question_text({name: read_or_given[name] for name in task.fields if name in read_or_given})
 
 
 class PassageRetriever:
@@ -62,8 +66,10 @@ class PassageRetriever:
         Args:
             culture: only passages of this culture; of any, if empty.
         """
-        found = self._index.search(questions, culture=culture or None, limit=limit)
-        return [[self._passages[hit.passage_id] for hit in hits] for hits in found]
+        asked = limit if culture else limit * COPIES
+        found = self._index.search(questions, culture=culture or None, limit=asked)
+        ids = [list(dict.fromkeys(hit.passage_id for hit in hits))[:limit] for hits in found]
+        return [[self._passages[one] for one in own] for own in ids]
 
     def texts(self, questions: Sequence[str], culture: str, limit: int) -> list[list[str]]:
         """The texts of `nearest`."""
