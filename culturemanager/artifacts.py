@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from culturemanager.config import Project
 from culturemanager.cultures import resolve_cultures
-from culturemanager.errors import AdapterError, ConfigError
+from culturemanager.errors import AdapterError, ConfigError, CultureManagerError, IncompleteStageError, StorageError
 from culturemanager.items import ItemSet, load_items
 from culturemanager.records import Culture, Example, Passage, Task
 from culturemanager.sections.synthesis import EmbeddingConfig
@@ -146,9 +146,18 @@ def open_index(project: Project, embedder: Embedder) -> PassageIndex:
 
 
 def open_retriever(project: Project, embedder: Embedder) -> PassageRetriever:
+    """Finds passages for prompts.
+
+    Raises:
+        IncompleteStageError: the passages or their index are not there, or the index is of other passages.
+    """
     from culturemanager.evaluation.retrieval import PassageRetriever
 
-    return PassageRetriever(open_index(project, embedder), {passage.id: passage for passage in passages(project)})
+    index, by_id = open_index(project, embedder), {passage.id: passage for passage in passages(project)}
+    if not index.passage_ids <= by_id.keys():
+        raise IncompleteStageError(f"The index in {project.workspace_url} was built from other passages than are there now. "
+                                   "Run `culturemanager index`.")
+    return PassageRetriever(index, by_id)
 
 
 def served_adapters(project: Project) -> dict[str, str]:
@@ -196,12 +205,15 @@ def open_router(project: Project, embedder: Embedder) -> CultureRouter:
     return CultureRouter.load(workspace(project).stage("router"), embedder)
 
 
-def open_serving(project: Project, adapters: Iterable[str],
-                 spare_slots: int = 0) -> tuple[Engine, PreTrainedTokenizerBase, AdapterBank]:
+def open_serving(project: Project, adapters: Iterable[str], spare_slots: int = 0,
+                 on_damage: Callable[[str, CultureManagerError], None] | None = None,
+                 ) -> tuple[Engine, PreTrainedTokenizerBase, AdapterBank]:
     """An engine on the base model with these adapter versions, under their version names; its tokenizer and its bank.
 
     Args:
         spare_slots: room in the bank for so many more adapters.
+        on_damage: told of each version that is missing or damaged, and what is wrong; it is left out then, its slot kept.
+            None: that is raised.
 
     Raises:
         AdapterError: a version is missing, or was made for another base model.
@@ -214,15 +226,21 @@ def open_serving(project: Project, adapters: Iterable[str],
     from culturemanager.inference.engine import Engine
 
     versions, base = registry(project), resolve_base_model(project.base_path)
-    loaded = {}
-    for name in dict.fromkeys(adapters):
-        made_for = versions.get(name).base_model
+    wanted, loaded = list(dict.fromkeys(adapters)), {}
+    for name in wanted:
+        try:
+            made_for, weights = versions.get(name).base_model, versions.load(name)
+        except (AdapterError, StorageError) as error:
+            if on_damage is None:
+                raise
+            on_damage(name, error)
+            continue
         if PurePath(made_for).name != PurePath(base).name:  # the folder may lie elsewhere on another machine
             raise AdapterError(f"{name} was trained on the base model {made_for}, and the project's is {base}. Run "
                                f"`culturemanager train`, or set `base.path` back.")
-        loaded[name] = versions.load(name)
+        loaded[name] = weights
     model, tokenizer = load_base_model(project.base_path, project.base.dtype, "cuda" if torch.cuda.is_available() else "cpu")
-    bank = AdapterBank(model, slots=max(1, len(loaded) + spare_slots),
+    bank = AdapterBank(model, slots=max(1, len(wanted) + spare_slots),
                        max_rank=max((shape.rank for shape, _ in loaded.values()), default=project.training.rank))
     for name, (shape, tensors) in loaded.items():
         bank.load(name, shape, tensors)

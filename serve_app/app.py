@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import BackpressureConfig
 
 from culturemanager import config
 from culturemanager.errors import ConfigError
@@ -17,6 +18,11 @@ from serve_app.keys import keys_of
 from serve_app.replica import Replica
 from serve_app.router import CultureRouter
 from serve_app.upstream import UpstreamReplica
+
+ROUTED = 200
+"""Requests a replica of the router holds: it waits far more than it computes."""
+FULL = BackpressureConfig(status_code=429, retry_after_s=1)
+"""What a client is told once a queue is full."""
 
 
 class ApplicationArgs(BaseModel):
@@ -50,14 +56,18 @@ def build(args: dict) -> Application:
     engine, cpus = (UpstreamReplica, 0.1) if settings.upstream else (Replica, settings.cpus_per_replica)
     replica = serve.deployment(engine).options(
         name="Replica", max_ongoing_requests=settings.max_batch_rows * 2, max_queued_requests=waiting,
-        ray_actor_options={"num_cpus": cpus},
+        backpressure_config=FULL, ray_actor_options={"num_cpus": cpus},
         **_size(settings.replicas, settings.max_replicas, settings.max_batch_rows),
     ).bind(given.project, given.overrides)
     router = serve.deployment(CultureRouter).options(
-        name="CultureRouter", max_ongoing_requests=200, max_queued_requests=waiting, ray_actor_options={"num_cpus": 0.1},
+        name="CultureRouter", max_ongoing_requests=ROUTED, max_queued_requests=waiting, backpressure_config=FULL,
+        ray_actor_options={"num_cpus": 0.1},
     ).bind(given.project, given.overrides, replica)
+    # The ingress holds more than the router and its queue, so that this queue is the one that fills: then the refusal has
+    # OpenAI's shape, while Serve's proxy, which refuses what the ingress has no room for, says it in a line of text.
     return Ingress.options(
-        max_ongoing_requests=200, max_queued_requests=waiting, ray_actor_options={"num_cpus": 0.1},
+        max_ongoing_requests=2 * (ROUTED + waiting), max_queued_requests=waiting, backpressure_config=FULL,
+        ray_actor_options={"num_cpus": 0.1},
     ).bind(router, keys, settings.max_body_kb * 1024, settings.log_texts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -65,8 +66,7 @@ class EngineLoop:
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[TokenEvent | BaseException] = asyncio.Queue()
-        number = await self._submit(request, prepare, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
-        try:
+        async with self._submitted(request, prepare, lambda event: loop.call_soon_threadsafe(events.put_nowait, event)):
             ended = False
             while not ended:
                 together = [await events.get()]
@@ -77,8 +77,6 @@ class EngineLoop:
                     raise ServingError(f"the engine failed: {failed}") from failed
                 ended = together[-1].finish_reason is not None
                 yield together
-        finally:
-            self._work.put(lambda: self._forget(number))
 
     async def complete(self, request: GenerationRequest, prepare: Callable[[], None]) -> tuple[Generation, float]:
         """The request's whole answer, and the seconds until its first token. Being cancelled cancels the request.
@@ -97,28 +95,33 @@ class EngineLoop:
             if isinstance(event, BaseException) or event.finish_reason:
                 loop.call_soon_threadsafe(_settle, ended, event, None)
 
-        number = await self._submit(request, prepare, listen)
-        try:
+        async with self._submitted(request, prepare, listen):
             event = await ended
-        finally:
-            self._work.put(lambda: self._forget(number))
         if isinstance(event, BaseException):
             raise ServingError(f"the engine failed: {event}") from event
         return event.generation, first[0]
 
-    async def _submit(self, request: GenerationRequest, prepare: Callable[[], None],
-                      listen: Callable[[TokenEvent | BaseException], None]) -> int:
-        def submit() -> int:
+    @contextlib.asynccontextmanager
+    async def _submitted(self, request: GenerationRequest, prepare: Callable[[], None],
+                         listen: Callable[[TokenEvent | BaseException], None]) -> AsyncIterator[None]:
+        """Within, the request is in the engine. Leaving cancels it, even a caller that leaves while it is being submitted."""
+        number = None
+
+        def submit() -> None:
+            nonlocal number
             prepare()
             number = self.engine.submit(request)
             self._listeners[number] = listen
-            return number
 
-        return await self.call(submit)
+        def forget() -> None:
+            if self._listeners.pop(number, None):
+                self.engine.cancel(number)
 
-    def _forget(self, number: int) -> None:
-        if self._listeners.pop(number, None):
-            self.engine.cancel(number)
+        try:
+            await self.call(submit)
+            yield
+        finally:
+            self._work.put(forget)  # its turn comes after that of `submit`
 
     def _run(self) -> None:
         while True:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from ray.exceptions import RayTaskError
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 from culturemanager.errors import (
     AdapterError,
@@ -15,6 +16,9 @@ from culturemanager.errors import (
     RequestError,
     StorageError,
 )
+
+FAILURES = (RayError, RayServeException, CultureManagerError)
+"""What asking another deployment may raise. A full queue of our own handle is no `RayError`."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ def failure(error: Exception) -> Failure:
     """The answer to an error; only messages of our own are passed on."""
     told = cause(error)
     if isinstance(told, (BackPressureError, OverloadedError)):
-        wait = getattr(told, "retry_after_s", 1)
+        wait = max(1, math.ceil(told.retry_after_s or 1))
         return Failure(429, f"Too many requests are waiting. Try again in {wait} s.", "rate_limit_error",
                        {"Retry-After": str(wait)})
     if isinstance(told, (RequestError, ModelError)):

@@ -6,20 +6,19 @@ Annotations stay objects here (no `from __future__ import annotations`): FastAPI
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from ray import serve
-from ray.exceptions import RayError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from culturemanager.errors import CultureManagerError
 from serve_app import playground
 from serve_app.exposition import CONTENT_TYPE, Exposition
-from serve_app.failures import failure
+from serve_app.failures import FAILURES, failure
 from serve_app.keys import ApiKey, ApiKeys
 from serve_app.limits import LimitBody
 from serve_app.merging import Stream, merged
@@ -39,7 +38,7 @@ api.add_middleware(LimitBody)
 api.include_router(playground.router)
 
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 405: "invalid_request_error",
-         429: "rate_limit_error"}
+         429: "rate_limit_error", 503: "api_error"}
 
 
 async def caller(request: Request) -> ApiKey:
@@ -89,6 +88,27 @@ def _answer_failure(error: Exception, record: RequestRecord | None = None) -> JS
                         headers=(record.headers() if record else {}) | told.headers)
 
 
+class FailureRoute(APIRoute):
+    """Answers what a route's calls of the router raise.
+
+    A handler of the application would not do: Serve puts one of its own in the place of that for a full queue.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except FAILURES as error:
+                return _answer_failure(error)
+
+        return answer
+
+
+api.router.route_class = FailureRoute
+
+
 # `serve.ingress` copies the application with what this module holds at that moment: what routes call stands above.
 
 
@@ -115,12 +135,12 @@ class Ingress:
 
     @api.get("/health")
     async def health(self) -> dict[str, Any]:
-        """Whether the model answers; open to load balancers. Versions that failed are named."""
+        """Whether the model answers; open to load balancers. Versions that failed are named; `/v1/status` tells why."""
         try:
             status = await self._router.status.remote()
-        except RayError as error:
+        except FAILURES as error:
             raise HTTPException(503, "The model is not ready. Try again in a few seconds.", {"Retry-After": "5"}) from error
-        return {"status": "degraded" if status["failed"] else "ok", "failed": status["failed"]}
+        return {"status": "degraded" if status["failed"] else "ok", "failed": sorted(status["failed"])}
 
     @api.get("/openapi.json", include_in_schema=False, dependencies=[Depends(caller)])
     async def schema(self, request: Request) -> dict[str, Any]:
@@ -157,10 +177,7 @@ class Ingress:
         """The sentences behind a culture's training rows, those nearest to the question first."""
         if key.cultures is not None and culture not in key.cultures:
             raise HTTPException(403, f"This key may not see the culture {culture!r}.")
-        try:
-            found = await self._router.sources.remote(culture, query, limit)
-        except (RayError, CultureManagerError) as error:
-            return _answer_failure(error)
+        found = await self._router.sources.remote(culture, query, limit)
         if found is None:
             raise HTTPException(404, f"The culture {culture!r} is none of the project's; GET /v1/models lists the served ones.")
         return JSONResponse({"object": "list", "culture": culture, **found})
@@ -176,20 +193,14 @@ class Ingress:
     async def tokenize(self, body: TokenizeRequest) -> Response:
         """Token ids of a text or a conversation, and the tokens a request may have."""
         messages = [message.plain() for message in body.messages] if body.messages else None
-        try:
-            tokens, status = await asyncio.gather(
-                self._router.tokenize.remote(body.prompt, messages, body.add_special_tokens), self._router.status.remote())
-        except (RayError, CultureManagerError) as error:
-            return _answer_failure(error)
+        tokens, status = await asyncio.gather(
+            self._router.tokenize.remote(body.prompt, messages, body.add_special_tokens), self._router.status.remote())
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": status["engine"]["context"]})
 
     @api.post("/detokenize", dependencies=[Depends(caller)])
     async def detokenize(self, body: DetokenizeRequest) -> Response:
         """The text of token ids."""
-        try:
-            return JSONResponse({"prompt": await self._router.detokenize.remote(body.tokens)})
-        except (RayError, CultureManagerError) as error:
-            return _answer_failure(error)
+        return JSONResponse({"prompt": await self._router.detokenize.remote(body.tokens)})
 
     @api.get("/tokenizer_info", dependencies=[Depends(caller)])
     async def tokenizer_info(self) -> dict[str, Any]:
@@ -219,14 +230,14 @@ class Ingress:
         try:
             begin = self._begin_streams if body.stream else self._answers
             answers = await begin(jobs)
-        except (RayError, CultureManagerError) as error:
+        except FAILURES as error:
             return _answer_failure(error, record)
         refused = next((answer for answer in answers if "refused" in answer), None)
         if refused:
             record.finish(refused["status"])
             kind = KINDS.get(refused["status"], "invalid_request_error")
             return JSONResponse(error_body(refused["refused"], kind, refused["param"], refused["code"]), refused["status"],
-                                headers=record.headers())
+                                headers=record.headers() | refused["headers"])
         record.routed(answers[0]["route"], answers[0]["adapter"])
         shape = ResponseShape(chat, answers[0]["adapter"] or body.model, answers[0]["route"], answers[0].get("passages"))
         if body.stream:
@@ -265,7 +276,7 @@ class Ingress:
                 yield shape.usage_chunk(usage(newest.values()))
             status = 200
             yield "data: [DONE]\n\n"
-        except (RayError, CultureManagerError) as error:
+        except FAILURES as error:
             status = failure(error).status
             yield event(error_body(f"the answer broke off: {failure(error).message}", "api_error"))
         finally:

@@ -57,7 +57,7 @@ class GenerationFields(BaseModel):
     culture: Name | None = None
     """The culture the answer is for, where the caller knows it; an extension of the format."""
     guided_choice: Annotated[list[ChoiceText], Field(min_length=1, max_length=64)] | None = None
-    """Answer with the likeliest of these texts; an extension that vLLM has too. All are scored in one pass."""
+    """Answer with the likeliest of these texts; an extension that vLLM has too. All are scored, none is generated."""
 
     frequency_penalty: Annotated[None, _refuse_unless(0)] = None
     presence_penalty: Annotated[None, _refuse_unless(0)] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from serve_app.adapters import ServedAdapters
 from serve_app.engine_loop import EngineLoop
 from serve_app.responses import Piece
 
+log = logging.getLogger("ray.serve")
+"""Serve's own logger, so that a damaged version lands in the logs that the dashboard shows."""
 DEFAULT_NEW_TOKENS = 256
 """For a chat request that does not say how long its answer may be."""
 
@@ -49,7 +52,10 @@ class Replica:
         registry = artifacts.registry(project)
         aliases = registry.aliases()
         promoted = [aliases[adapter] for adapter in artifacts.served_adapters(project) if adapter in aliases]
-        engine, self._tokenizer, bank = artifacts.open_serving(project, promoted, project.serving.spare_adapters)
+        # One culture's damaged version is no reason to answer none: its first request tries again, and lets the router know.
+        engine, self._tokenizer, bank = artifacts.open_serving(
+            project, promoted, project.serving.spare_adapters,
+            on_damage=lambda name, error: log.warning("%s is not loaded: %s", name, error))
         self._loop = EngineLoop(engine)
         self._adapters = ServedAdapters(registry, bank, engine)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from culturemanager import artifacts, config
 from culturemanager.errors import AdapterError, CultureManagerError, RequestError, StorageError, UnknownCultureError
 from culturemanager.records import Route
+from serve_app.failures import failure
 from serve_app.passages import PassagePrompts
 from serve_app.sources import TrainingSources
 from serve_app.versions import ServingVersions
@@ -55,8 +57,7 @@ class CultureRouter:
         self._served = artifacts.served_adapters(self._project)
         self._cultures = list(self._served.values())
         self._system = artifacts.open_served_system(self._project, embedder)
-        self._prompts = PassagePrompts(self._system, self._tokenizer) if self._system.reads_passages else None
-        self._context: int | None = None
+        self._prompts: PassagePrompts | None = None
         self._sources = TrainingSources(self._project)
         self._replica = replica
 
@@ -66,11 +67,9 @@ class CultureRouter:
         """Names a request may use, and the culture each is pinned to: `auto`, the base, cultures with an adapter, versions."""
         aliases = self._registry.aliases()
         served = {culture: culture for adapter, culture in self._served.items() if adapter in aliases}
-        return {AUTO: "", self._base: ""} | served | self._served_versions()
-
-    def _served_versions(self) -> dict[str, str]:
-        return {version.name: self._served[version.culture] for version in self._registry.versions()
-                if version.culture in self._served}
+        versions = {version.name: self._served[version.culture] for version in self._registry.readable()
+                    if version.culture in self._served}
+        return {AUTO: "", self._base: ""} | served | versions
 
     async def status(self) -> dict[str, Any]:
         """Whether a replica answers, what each culture is served by, versions on trial, and versions that failed."""
@@ -204,13 +203,20 @@ class CultureRouter:
         """
         versions, route = self._choose(request)
         asks_the_base = not route.culture and route.reason == "pinned"
-        if not self._prompts or asks_the_base or not request.get("messages"):
+        if not self._system.reads_passages or asks_the_base or not request.get("messages"):
             return Decision(versions, route, request, {"route": route})
-        if self._context is None:
-            status = await self._again_if_it_dies(lambda: self._replica.status.remote())
-            self._context = status["context"]
-        asked, passages = self._prompts.put(request, route.culture, self._context)
+        if not route.culture and request.get("allowed_cultures") is not None:
+            # Passages of any culture are not for a key of some.
+            return Decision(versions, route, request, {"route": route, "passages": []})
+        asked, passages = (await self._passage_prompts()).put(request, route.culture)
         return Decision(versions, route, asked, {"route": route, "passages": passages})
+
+    async def _passage_prompts(self) -> PassagePrompts:
+        if self._prompts is None:
+            status = await self._again_if_it_dies(lambda: self._replica.status.remote())
+            # Not every server behind a replica tells its context.
+            self._prompts = PassagePrompts(self._system, self._tokenizer, status["context"] or self._tokenizer.model_max_length)
+        return self._prompts
 
     def _choose(self, request: dict[str, Any]) -> tuple[list[str], Route]:
         """Versions that may answer, the first choice first, and why; raises as `_decide`."""
@@ -219,9 +225,8 @@ class CultureRouter:
         if name == self._base:
             return [], Route("", 1.0, "pinned")
         if name != AUTO and name not in self._cultures:
-            version, culture = self._pinned_version(name)
-            self._check_allowed(culture, request)
-            return [version], Route(culture, 1.0, "pinned", {culture: 1.0})
+            culture = self._culture_of_version(name, request)
+            return [name], Route(culture, 1.0, "pinned", {culture: 1.0})
         asked = self._text(request)
         route = self._router.route(asked, pinned=request["culture"] if name == AUTO else name)
         if not route.culture:
@@ -237,12 +242,16 @@ class CultureRouter:
         prompt = request["prompt"]
         return prompt if isinstance(prompt, str) else self.detokenize(prompt)
 
-    def _pinned_version(self, name: str) -> tuple[str, str]:
-        known = self._served_versions()
-        if name not in known:
-            raise AdapterError(f"model {name!r} is not served. Expected `{AUTO}`, `{self._base}`, a culture "
-                               f"({', '.join(self._cultures)}) or one of its versions; GET /v1/models lists them.")
-        return name, known[name]
+    def _culture_of_version(self, name: str, request: dict[str, Any]) -> str:
+        """Raises as `_decide`, or `CorruptFileError`: the version is damaged. Others that are do not matter."""
+        culture = self._served.get(name.rpartition("-v")[0])
+        if culture:
+            self._check_allowed(culture, request)
+            with contextlib.suppress(AdapterError):  # told below, with the names there are
+                self._registry.get(name)
+                return culture
+        raise AdapterError(f"model {name!r} is not served. Expected `{AUTO}`, `{self._base}`, a culture "
+                           f"({', '.join(self._cultures)}) or one of its versions; GET /v1/models lists them.")
 
     @staticmethod
     def _check_allowed(culture: str, request: dict[str, Any]) -> None:
@@ -257,8 +266,10 @@ class ForbiddenError(RequestError):
 
 def _refusal(error: CultureManagerError) -> dict[str, Any]:
     """A request that no replica is asked about, as the ingress answers it."""
+    told = failure(error)
     status, code, param = {
         UnknownCultureError: (400, "unknown_culture", "culture"), AdapterError: (404, "model_not_found", "model"),
         ForbiddenError: (403, "culture_not_allowed", "model"),
-    }.get(type(error), (400, None, None))
-    return {"refused": str(error), "status": status, "code": code, "param": param}
+    }.get(type(error), (told.status, None, None))
+    headers = told.headers if status == told.status else {}
+    return {"refused": told.message, "status": status, "code": code, "param": param, "headers": headers}

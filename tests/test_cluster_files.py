@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from culturemanager.embedded.base_model import WEIGHTS_PACKAGE, WEIGHTS_VERSION
 from culturemanager.metrics import METRICS
+from serve_app.app import FULL
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster"
@@ -380,6 +381,12 @@ def test_serve_config_builds_our_app_and_tunes_every_deployment() -> None:
         assert deployment["max_queued_requests"] > 0, "an endless queue hides an overload"
         assert deployment["health_check_timeout_s"] > 0
         assert deployment["graceful_shutdown_timeout_s"] > deployment["graceful_shutdown_wait_loop_s"]
+
+
+def test_the_routers_queue_fills_before_the_ingress_is_full() -> None:
+    ingress, router, _ = deployments()
+    assert ingress["max_ongoing_requests"] > router["max_ongoing_requests"] + router["max_queued_requests"]
+    assert ingress["backpressure_config"] == FULL.model_dump()
 
 
 def test_first_replicas_fit_the_smallest_service_cluster() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,10 +36,13 @@ from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.chat import chat_ids
 from culturemanager.embedded.base_model import bare_model, build_tokenizer, weights_file
 from culturemanager.errors import AdapterError, ModelError, RequestError
+from culturemanager.inference import scoring
 from culturemanager.inference.engine import Engine, Generation, GenerationRequest, Sampling, ScoreRequest
+from culturemanager.inference.runner import ModelRunner
 from culturemanager.inference.scheduler import PADDING_SHARE, PADDING_TOKENS, by_length
 from culturemanager.inference.text import TextStream
 from culturemanager.providers.embedding import minilm_folder
+from serve_app.engine_loop import EngineLoop
 
 CONTEXT = 96
 NEW = 8
@@ -266,6 +271,25 @@ def test_a_score_is_the_mean_log_probability_of_the_whole_text(setting):
             assert score == pytest.approx(chosen.mean().item(), abs=2e-5)
 
 
+@pytest.mark.parametrize(("tokens", "logits"), [(60, 2**26), (4096, 12), (1, 1)])
+def test_options_that_are_more_than_a_pass_may_hold_take_several_and_score_the_same(setting, monkeypatch, tokens, logits):
+    options = ("yes", "Tea first. Shoes off at the door.", "", "no", "a" * 30, "Who pays?", "é", "yes, at the door", "no tips")
+    requests = [ScoreRequest(setting.prompts[i], options[i:], ADAPTERS[i]) for i in range(3)]
+    wanted = setting.engine().score(requests)
+    vocabulary = len(setting.tokenizer)
+    monkeypatch.setattr(scoring, "SCORED_TOKENS", tokens)
+    monkeypatch.setattr(scoring, "SCORED_LOGITS", logits * vocabulary)
+    passes, compute = [], ModelRunner.options
+    monkeypatch.setattr(ModelRunner, "options", lambda runner, rows: (passes.append(rows), compute(runner, rows))[1])
+    told = []
+    for got, one in zip(setting.engine().score(requests, lambda *progress: told.append(progress)), wanted, strict=True):
+        assert got == pytest.approx(one, abs=2e-5)
+    assert told[-1] == (3, 3, "score") and [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    for rows in passes:
+        padded, kept = (len(rows) * max(len(getattr(row, field)) for row in rows) for field in ("ids", "kept"))
+        assert (padded <= tokens and kept <= logits) or (len(rows) == 1 and len(rows[0].sizes) == 1)
+
+
 def test_scoring_leaves_running_requests_alone(setting):
     engine = setting.engine()
     number = engine.submit(setting.request(1, "jordan"))
@@ -371,6 +395,32 @@ def test_a_cancelled_request_frees_its_row_for_the_next_one(setting):
     assert generations[second].token_ids == () and generations[first].token_ids == setting.greedy(0, "jordan")[:2]
     assert generations[third].token_ids == setting.greedy(2, "jordan")
     assert engine.running == engine.waiting == engine.pending == 0
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_caller_that_leaves_while_its_request_is_submitted_frees_its_row(llama, whole):
+    loop = EngineLoop(llama.engine())
+    begun, go_on = threading.Event(), threading.Event()
+
+    def prepare() -> None:
+        begun.set()
+        go_on.wait(60)
+
+    async def leave() -> tuple[int, int]:
+        request = llama.request(0, "", max_new_tokens=60)
+        answer = loop.complete(request, prepare) if whole else anext(loop.generate(request, prepare))
+        asking = asyncio.ensure_future(answer)
+        assert await asyncio.to_thread(begun.wait, 60)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        go_on.set()
+        return await loop.call(lambda: (loop.engine.waiting, loop.engine.running))
+
+    try:
+        assert asyncio.run(leave()) == (0, 0)
+    finally:
+        loop.stop()
 
 
 def test_an_interrupted_generate_leaves_an_empty_engine(llama):

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from transformers import LlamaForCausalLM
 
+from culturemanager import artifacts
+from culturemanager.adapters import peft_format
 from culturemanager.adapters.bank import AdapterBank, AdapterShape
-from culturemanager.errors import AdapterError, OverloadedError
+from culturemanager.adapters.registry import VERSION_FILE, AdapterRegistry
+from culturemanager.config import load
+from culturemanager.errors import AdapterError, CorruptFileError, OverloadedError
 from culturemanager.inference.engine import Engine, GenerationRequest
 from serve_app.adapters import ServedAdapters
+from serve_app.replica import Replica
 from tests.test_engine import tiny_model, tiny_tokenizer
+from tests.tiny_model import build_tiny_model
 
 NAMES = ("greece-v0001", "jordan-v0001", "mexico-v0001")
 PROMPT = tuple(range(5, 20))
@@ -107,6 +116,45 @@ def test_a_version_dropped_after_it_was_found_in_the_bank_is_read_again(served):
         adapters.require(name)
     adapters.require(NAMES[0], weights)
     assert weights is None and NAMES[0] in bank.names and shelf.loads == [*NAMES, NAMES[0]]
+
+
+@pytest.fixture
+def project_file(tmp_path) -> Path:
+    """A project with a tiny base and a promoted version each of Turkey's and Germany's adapter."""
+    base = build_tiny_model(tmp_path / "base")
+    bank = AdapterBank(LlamaForCausalLM.from_pretrained(base), slots=1, max_rank=2)
+    registry = AdapterRegistry(tmp_path / "work" / "adapters")
+    for seed, culture in enumerate(("turkey", "germany")):
+        bank.add(culture, AdapterShape(2, 2.0), seed=seed)
+        registry.publish(culture, AdapterShape(2, 2.0), bank.tensors(culture), str(base), bank.targets, "0" * 64, {})
+        registry.promote(f"{culture}-v0001")
+        bank.remove(culture)
+    path = tmp_path / "project.yaml"
+    path.write_text(f"name: n\nworkspace: work\ncultures: [turkey, germany]\ntasks: [t.yaml]\nbase: {{path: {base}}}\n"
+                    "serving: {threads_per_replica: 1, spare_adapters: 1}\n")
+    return path
+
+
+@pytest.mark.parametrize("file", [VERSION_FILE, peft_format.WEIGHTS_FILE])
+def test_a_replica_starts_without_a_damaged_version_and_answers_with_it_once_it_is_whole(project_file, caplog, file):
+    path = project_file.parent / "work" / "adapters" / "turkey-v0001" / file
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    replica = Replica(str(project_file))
+    assert "turkey-v0001 is not loaded" in caplog.text and str(path) in caplog.text
+    asked = {"prompt": "yes", "max_new_tokens": 2, "temperature": 0, "top_p": 1, "top_k": 0, "seed": None, "stop": [],
+             "logprobs": None, "echo": False, "guided_choice": None, "asked_at": 0}
+
+    def answers(adapter: str) -> bool:
+        return asyncio.run(replica.complete(asked | {"adapter": adapter}))["finish_reason"] in ("length", "stop")
+
+    assert answers("germany-v0001") and answers("")
+    with pytest.raises(CorruptFileError, match="turkey-v0001"):
+        answers("turkey-v0001")
+    with pytest.raises(CorruptFileError, match="turkey-v0001"):
+        artifacts.open_serving(load(project_file), ["germany-v0001", "turkey-v0001"])
+    path.write_bytes(content)
+    assert answers("turkey-v0001") and answers("germany-v0001")
 
 
 def test_a_version_that_is_not_there_drops_no_other(served):

@@ -89,6 +89,17 @@ def test_an_application_without_keys_is_built_only_if_that_is_said(project_file,
     build({"project": str(project_file)})
 
 
+def test_every_queue_once_full_gives_429_and_the_routers_is_full_before_the_ingress(project_file):
+    ingress = build({"project": str(project_file), "without_keys": True})._bound_deployment
+    router = ingress.init_args[0]._bound_deployment
+    replica = router.init_args[2]._bound_deployment
+    assert [one.name for one in (ingress, router, replica)] == ["Ingress", "CultureRouter", "Replica"]
+    for deployment in (ingress, router, replica):
+        told = deployment._deployment_config.backpressure_config
+        assert (told.status_code, told.retry_after_s) == (429, 1)
+    assert ingress.max_ongoing_requests > router.max_ongoing_requests + router.max_queued_requests
+
+
 def test_the_command_shows_a_key_once_and_keeps_its_sum(tmp_path: Path, capsys):
     file = tmp_path / "keys.yaml"
     assert cli.execute(["keys", "new", "shop", "--file", str(file), "--culture", "turkey", "--per-minute", "5"]) == 0

@@ -203,7 +203,8 @@ class Engine:
     def score(self, requests: Sequence[ScoreRequest], on_progress: Progress | None = None) -> list[tuple[float, ...]]:
         """Mean log-probability per token of each option's text, the end token included, after the prompt.
 
-        A request's options share one computation of the prompt. Streamed requests are not disturbed.
+        A request's options share one computation of the prompt, unless they are more than a pass may hold. Streamed requests
+        are not disturbed.
 
         Args:
             on_progress: called with the number done, the number of all, and a word for what.

@@ -1,4 +1,4 @@
-"""A prompt and all its options in one row, so that the prompt is computed once.
+"""A prompt and its options in one row, so that the prompt is computed once for all of them.
 
     ids        p0 p1 p2 | a0 a1 | b0
     positions   0  1  2 |  3  4 |  3
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PackedOptions:
-    """One request to score, as one row of a batch."""
+    """A request to score, or some of its options, as one row of a batch."""
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]

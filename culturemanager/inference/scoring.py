@@ -1,8 +1,9 @@
-"""Answers to compare after a prompt: all options of a request in one pass, with no token generated."""
+"""Answers to compare after a prompt, with no token generated; a request's options share a pass, as far as one may hold them."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,7 @@ Progress = Callable[[int, int, str], None]
 SCORED_TOKENS = 4096
 """Padded tokens of one scoring pass."""
 SCORED_LOGITS = 2**26
-"""Logits of one pass that keeps those of many positions (256 MiB)."""
+"""Logits of one pass that keeps those of many positions (256 MiB); one option alone may need more."""
 
 
 def spelled(requests: Sequence[ScoreRequest], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
@@ -39,18 +40,42 @@ def score_options(requests: Sequence[ScoreRequest], options: dict[str, list[int]
     Raises:
         AdapterError: an adapter's scores are not finite.
     """
-    rows = [pack(request.prompt_ids, [options[text] for text in request.options], end) for request in requests]
+    rows, owners = [], []
+    for owner, request in enumerate(requests):
+        for share in _shares([options[text] for text in request.options], len(request.prompt_ids), runner.vocabulary):
+            rows.append(pack(request.prompt_ids, share, end))
+            owners.append(owner)
     scores: dict[int, tuple[float, ...]] = {}
+    waiting = Counter(owners)
     for batch in _batches(rows, runner.vocabulary):
-        batch.sort(key=lambda number: requests[number].adapter)
-        with bank.rows([bank.names[requests[number].adapter] if requests[number].adapter else 0 for number in batch]):
+        batch.sort(key=lambda number: requests[owners[number]].adapter)
+        adapters = [requests[owners[number]].adapter for number in batch]
+        with bank.rows([bank.names[adapter] if adapter else 0 for adapter in adapters]):
             scores |= zip(batch, runner.options([rows[number] for number in batch]), strict=True)
-        for number in batch:
+        for number, adapter in zip(batch, adapters, strict=True):
             if not all(map(math.isfinite, scores[number])):
-                raise not_finite(requests[number].adapter)
+                raise not_finite(adapter)
         if on_progress:
-            on_progress(len(scores), len(rows), "score")
-    return [scores[number] for number in range(len(rows))]
+            waiting.subtract(owners[number] for number in batch)
+            on_progress(sum(not left for left in waiting.values()), len(requests), "score")
+    whole: list[list[float]] = [[] for _ in requests]
+    for number, owner in enumerate(owners):
+        whole[owner] += scores[number]
+    return [tuple(one) for one in whole]
+
+
+def _shares(options: Sequence[list[int]], prompt: int, vocabulary: int) -> list[list[list[int]]]:
+    """The options, in their order, as they share rows: as many as a pass may hold, and one at least."""
+    room = min(SCORED_TOKENS - prompt, SCORED_LOGITS // vocabulary - 1)  # the logits of the prompt's last token are kept, too
+    shares: list[list[list[int]]] = []
+    used = 0
+    for option in options:
+        if not shares or used + len(option) > room:
+            shares.append([])
+            used = 0
+        shares[-1].append(option)
+        used += len(option)
+    return shares
 
 
 def _batches(rows: Sequence[PackedOptions], vocabulary: int) -> list[list[int]]:

@@ -6,13 +6,23 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import AsyncIterator, Iterator
 
 import httpx2
 import openai
+import pytest
+from ray.exceptions import RayTaskError
+from ray.serve.exceptions import BackPressureError
 
-from serving.conftest import KEYS
+from culturemanager.errors import CorruptFileError
+from culturemanager.records import Route
+from serve_app.app import FULL
+from serve_app.failures import failure
+from serve_app.ingress import Ingress
+from serving.conftest import KEYS, URL
 from tests.ray_processes import worker_processes
 
+STAND_IN = f"{URL}/stand-in"
 CUED = "Should I leave a tip for the waiter in Istanbul?"
 
 
@@ -70,3 +80,85 @@ def test_a_killed_ingress_fails_only_what_it_held(endpoint: str, http: httpx2.Cl
     assert all([well for _, well in client].count(False) <= 1 for client in told)
     assert all(begun > killed and well for begun, well in (client[-1] for client in told))
     assert http.get("/health", timeout=120).json()["status"] == "ok"
+
+
+# A router that is broken, or has no room
+
+
+@pytest.fixture(scope="module")
+def stand_in(ray_cluster) -> Iterator[httpx2.Client]:
+    """The ingress before a router that answers one request at a time, lets two wait, and can do nothing else."""
+    from ray import serve
+
+    little = {"num_cpus": 0.1}
+
+    @serve.deployment(max_ongoing_requests=1, max_queued_requests=2, backpressure_config=FULL, ray_actor_options=little)
+    class Router:
+        async def answer(self, job: dict) -> dict:
+            await asyncio.sleep(1)
+            return {"route": Route("", 1.0, "pinned"), "adapter": "", "text": "Yes.", "finish_reason": "stop", "prompt_tokens": 1,
+                    "completion_tokens": 1, "logprobs": None}
+
+        async def stream(self, job: dict) -> AsyncIterator[dict]:
+            told = await self.answer(job)
+            yield {"route": told["route"], "adapter": ""}
+            yield told
+
+        async def detokenize(self, tokens: list[int]) -> str:
+            await asyncio.sleep(1)
+            return "Yes."
+
+        def status(self) -> None:
+            raise CorruptFileError("/home/somebody/aliases.json is damaged.")
+
+        models = route = tokenizer_info = sources = tokenize = lambda self, *_: self.status()
+
+    serve.start(http_options={"host": "127.0.0.1", "port": 8431})
+    ingress = Ingress.options(max_ongoing_requests=100, ray_actor_options=little)
+    serve.run(ingress.bind(Router.bind(), [], 2**20, False), name="stand-in", route_prefix="/stand-in")
+    with httpx2.Client(base_url=STAND_IN, timeout=60) as opened:
+        yield opened
+    serve.delete("stand-in")
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("/v1/status", None), ("/v1/models", None), ("/v1/models/turkey", None), ("/tokenizer_info", None),
+    ("/v1/cultures/turkey/sources?query=tips", None), ("/v1/route", {"input": CUED}), ("/tokenize", {"prompt": CUED}),
+])
+def test_every_route_says_in_openais_shape_what_is_wrong_behind_it(stand_in: httpx2.Client, path: str, body: dict | None) -> None:
+    response = stand_in.request("POST" if body else "GET", path, json=body)
+    assert response.status_code == 503 and response.headers["retry-after"] == "60"
+    assert response.json()["error"] == {"message": "/home/somebody/aliases.json is damaged.", "type": "api_error", "param": None,
+                                        "code": None}
+
+
+def test_health_which_is_open_tells_no_path(stand_in: httpx2.Client) -> None:
+    response = stand_in.get("/health")
+    assert response.status_code == 503 and "somebody" not in response.text
+    assert response.json()["error"]["message"].startswith("The model is not ready.")
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("/v1/chat/completions", {"model": "auto", "messages": [{"role": "user", "content": CUED}]}),
+    ("/v1/chat/completions", {"model": "auto", "messages": [{"role": "user", "content": CUED}], "stream": True}),
+    ("/v1/completions", {"model": "auto", "prompt": CUED}), ("/detokenize", {"tokens": [5]}),
+])
+def test_a_full_queue_is_told_in_openais_shape_with_when_to_come_back(stand_in: httpx2.Client, path: str, body: dict) -> None:
+    async def together() -> list[httpx2.Response]:
+        async with httpx2.AsyncClient(base_url=STAND_IN, timeout=60) as client:
+            return await asyncio.gather(*(client.post(path, json=body) for _ in range(8)))
+
+    answers = asyncio.run(together())
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for refused in (answer for answer in answers if answer.status_code == 429):
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["error"] == {"message": "Too many requests are waiting. Try again in 1 s.",
+                                           "type": "rate_limit_error", "param": None, "code": None}
+
+
+@pytest.mark.parametrize(("wait", "told"), [(None, "1"), (0.2, "1"), (2.5, "3")])
+def test_the_time_to_come_back_is_a_whole_number_of_seconds(wait: float | None, told: str) -> None:
+    full = BackPressureError(5, 4, retry_after_s=wait)
+    for error in (full, RayTaskError("answer", "...", full).as_instanceof_cause()):  # our own handle's queue, and the router's
+        answer = failure(error)
+        assert (answer.status, answer.headers) == (429, {"Retry-After": told}) and f"in {told} s." in answer.message

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from culturemanager.adapters import peft_format
-from culturemanager.adapters.registry import AdapterRegistry
+from culturemanager.adapters.registry import VERSION_FILE, AdapterRegistry
 from serve_app.versions import place
 from serving.conftest import KEYS, SLOW_KEY, TURKISH_KEY
 
@@ -97,10 +97,31 @@ def test_a_bad_version_is_named_and_the_old_one_goes_on_serving(http: httpx2.Cli
             assert response.status_code == 200
             assert serving in response.text and bad not in response.text
         health = http.get("/health").json()
-        assert health["status"] == "degraded" and bad in health["failed"]
+        assert health["status"] == "degraded" and bad in health["failed"] and isinstance(health["failed"], list)
+        assert bad in http.get("/v1/status").json()["failed"][bad]
         assert ask(http, model=bad).status_code == 503
     finally:
         assert registry.rollback("turkey") == serving
+
+
+def test_a_version_without_its_manifest_is_refused_and_takes_no_other_with_it(http: httpx2.Client,
+                                                                              registry: AdapterRegistry) -> None:
+    damaged = publish(registry, lambda _, tensor: tensor)
+    manifest = registry.folder / damaged / VERSION_FILE
+    content = manifest.read_bytes()
+    manifest.write_bytes(content[:-20])
+    try:
+        listed = [model["id"] for model in http.get("/v1/models").json()["data"]]
+        assert damaged not in listed
+        for whole in registry.aliases().values():
+            assert whole in listed and ask(http, model=whole).json()["model"] == whole
+        refusal = ask(http, model=damaged)
+        assert refusal.status_code == 503 and refusal.headers["retry-after"] == "60"
+        assert refusal.json()["error"]["type"] == "api_error" and VERSION_FILE in refusal.json()["error"]["message"]
+        assert ask(http, key=TURKISH_KEY, model="germany-v0099").status_code == 403
+        assert ask(http, model="turkey-v0099").status_code == 404
+    finally:
+        manifest.write_bytes(content)
 
 
 def test_promotions_under_load_fail_nothing_and_mix_nothing(endpoint: str, registry: AdapterRegistry) -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import openai
 import pytest
+import yaml
 from browser import Browser, find_browser
 
 from culturemanager import artifacts, config, project, questions, serving
 from culturemanager.adapters import peft_format
 from culturemanager.errors import AdapterError
 from culturemanager.evaluation import runner
-from serving.conftest import KEYS
+from serve_app.keys import key_sum
+from serving.conftest import KEYS, TURKISH_KEY
 
 CUED = "Should I leave a tip for the waiter in Istanbul?"
+UNCUED = "How late may I arrive for dinner?"
 READING = ["serving.system=culturemanager_retrieval", "evaluation.retrieved_passages=2", "serving.port=8432"]
 
 
@@ -34,6 +37,13 @@ def reading_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return copy
 
 
+def small_keys(run: Path) -> Path:
+    """A file with a key for Turkey alone."""
+    file = run.parent / "keys.yaml"
+    file.write_text(yaml.safe_dump({"keys": [{"name": "turkish", "sha256": key_sum(TURKISH_KEY), "cultures": ["turkey"]}]}))
+    return file
+
+
 @pytest.fixture(scope="module")
 def reading(endpoint: str, reading_run: Path) -> Iterator[str]:
     """Its endpoint, beside the other one; its URL."""
@@ -43,7 +53,8 @@ def reading(endpoint: str, reading_run: Path) -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CULTUREMANAGER_API_KEYS", KEYS[0])
-        application = build({"project": str(reading_run), "set": READING})
+        keys = small_keys(reading_run)
+        application = build({"project": str(reading_run), "set": [*READING, f"serving.keys_file={keys}"]})
     serve.run(application, name="reading", route_prefix="/reading")
     yield f"{endpoint}/reading"
     serve.delete("reading")
@@ -146,6 +157,20 @@ def test_a_culture_without_such_an_adapter_is_answered_by_the_base_that_reads(re
     assert answer.culturemanager["culture"] == "germany"
     assert len(answer.culturemanager["passages"]) == 2
     assert answer.model == "auto"
+
+
+def test_a_key_of_one_culture_reads_no_others_passages(reading: str, reader: openai.OpenAI) -> None:
+    assert chat(reader, UNCUED).culturemanager["culture"] is None
+    assert len(chat(reader, UNCUED).culturemanager["passages"]) == 2
+    with openai.OpenAI(base_url=f"{reading}/v1", api_key=TURKISH_KEY, max_retries=0, timeout=60) as turkish:
+        assert chat(turkish, UNCUED).culturemanager["passages"] == []
+        assert len(chat(turkish).culturemanager["passages"]) == 2
+
+
+def test_every_one_of_several_answers_reads_the_same(reader: openai.OpenAI) -> None:
+    several = chat(reader, n=3)
+    assert {choice.message.content for choice in several.choices} == {text_of(chat(reader))}
+    assert len(several.culturemanager["passages"]) == 2
 
 
 def test_a_question_without_a_server_is_answered_alike(reader: openai.OpenAI, reading_run: Path) -> None:
