@@ -159,7 +159,7 @@ async function showSources(mine, culture) {
     if (mine !== asked || part("sources-culture").value !== culture) {
       return;  // another question or culture came in between
     }
-    const use = readsPassages ? "It learnt from them; what it looked up for the answer stands below it."
+    const use = readsPassages ? "It learnt from them; what it looked up stands under the answer."
       : "It learnt from them; it does not look them up when it answers.";
     part("sources-note").textContent = reason ?? `Sentences that ${nameOf(culture)}’s adapter was trained on, those nearest to the `
       + `question first. ${use}`;

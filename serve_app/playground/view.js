@@ -149,7 +149,7 @@ export function passageList(passages) {
   const items = passages.map(({ title, url, text }) => element("li", {},
     element("blockquote", { text }), element("p", { className: "muted" }, ...(title ? [title, " · "] : []), address(url))));
   return element("aside", { className: "read" },
-    element("h3", { text: "What it read first" }), element("ol", { className: "sources" }, ...items));
+    element("h3", { text: "What it looked up" }), element("ol", { className: "sources" }, ...items));
 }
 
 /** A sentence that training rows stand on: where and when it was found, and the rows. */

@@ -205,5 +205,5 @@ def test_the_page_shows_what_was_read(reading: str) -> None:
         page.write(CUED)
         page.press("Enter")
         page.wait_for("document.querySelectorAll('.read li').length === 2")
-        assert page.text(".read h3") == "What it read first"
+        assert page.text(".read h3") == "What it looked up"
         page.wait_for("document.getElementById('sources-note').textContent.includes('looked up')")
