@@ -40,7 +40,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json
 TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                       "chat_template.jinja")
 SAMPLE_BYTES, SAMPLED_BYTES = 2**20, 2**26
-"""Of so many bytes of a weights file so many are read to tell it from another: a second for 15 GB."""
+"""Of so many bytes of a weights file so many are read to tell it from another: 240 MiB of 15 GiB."""
 EXPECTED = ("Expected `embedded`, a folder, or a hub name of a causal language model with safetensors weights and no code of "
             "its own.")
 

@@ -180,8 +180,6 @@ def run(project: Project, progress: Progress | None = None) -> Outcome:
     except NothingFoundError:
         raise
     except SynthesisError as error:
-        if not cultures_with_rows(project):
-            raise NothingFoundError(str(error)) from error
         left_out = error
     versions = train(project, progress=progress)
     fit_router(project, progress)

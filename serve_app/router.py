@@ -27,11 +27,10 @@ bounded, since a request may be what replicas die of."""
 
 @dataclass(frozen=True)
 class Decision:
-    """Who answers, why, and what is asked."""
+    """Who answers, what is asked, and what is told of it."""
 
     versions: Sequence[str]
     """Adapter versions that may answer, the first choice first; empty: the bare base."""
-    route: Route
     request: Mapping[str, Any]
     """For a replica, but for the adapter."""
     told: Mapping[str, Any]
@@ -204,12 +203,12 @@ class CultureRouter:
         versions, route = self._choose(request)
         asks_the_base = not route.culture and route.reason == "pinned"
         if not self._system.reads_passages or asks_the_base or not request.get("messages"):
-            return Decision(versions, route, request, {"route": route})
+            return Decision(versions, request, {"route": route})
         if not route.culture and request.get("allowed_cultures") is not None:
             # Passages of any culture are not for a key of some.
-            return Decision(versions, route, request, {"route": route, "passages": []})
+            return Decision(versions, request, {"route": route, "passages": []})
         asked, passages = (await self._passage_prompts()).put(request, route.culture)
-        return Decision(versions, route, asked, {"route": route, "passages": passages})
+        return Decision(versions, asked, {"route": route, "passages": passages})
 
     async def _passage_prompts(self) -> PassagePrompts:
         if self._prompts is None:

@@ -1,4 +1,4 @@
-"""What every test shares: one Ray cluster for the whole session."""
+"""What tests share: one Ray cluster, one browser and one small run for the whole session."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ def ray_cluster():
     context = ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="warning", ignore_reinit_error=True)
     yield context
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser."""
+    from browser import Browser, find_browser
+
+    if not find_browser():
+        pytest.skip("no Chromium on this machine, and the playground is tested in one: apt-get install chromium")
+    with Browser() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

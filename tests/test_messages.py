@@ -85,19 +85,15 @@ def test_a_template_that_fails_in_any_way_is_named(tmp_path: Path, template: str
         load_task(path)
 
 
-def test_a_seed_of_a_choice_without_options_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("inputs", "expected"), [
+    ("{a: x}", r"seed 1: task 't' takes the fields \['a', 'options'\], found \['a'\]"),
+    ("{a: x, options: 3}", "the options are 3; expected a list of texts"),
+])
+def test_a_seed_of_a_choice_has_options_and_they_are_a_list_of_texts(tmp_path: Path, inputs: str, expected: str) -> None:
     path = tmp_path / "task.yaml"
     path.write_text('id: t\nkind: multiple_choice\ninstruction: i\nfields: [a, options]\ntemplate: "{{ a }}"\n'
-                    "seeds: [{inputs: {a: x}, answer: y}]\n")
-    with pytest.raises(ConfigError, match=r"seed 1: task 't' takes the fields \['a', 'options'\], found \['a'\]"):
-        load_task(path)
-
-
-def test_options_of_a_seed_are_a_list_of_texts(tmp_path: Path) -> None:
-    path = tmp_path / "task.yaml"
-    path.write_text('id: t\nkind: multiple_choice\ninstruction: i\nfields: [a, options]\ntemplate: "{{ a }}"\n'
-                    "seeds: [{inputs: {a: x, options: 3}, answer: y}]\n")
-    with pytest.raises(ConfigError, match="the options are 3; expected a list of texts"):
+                    f"seeds: [{{inputs: {inputs}, answer: y}}]\n")
+    with pytest.raises(ConfigError, match=expected):
         load_task(path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from browser import Browser, Page, find_browser
+from browser import Browser, Page
 
 from culturemanager import artifacts, config
 from serve_app import sources
@@ -43,14 +43,6 @@ def endpoint(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     serve.run(application, name="culturemanager")
     yield URL
     serve.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not find_browser():
-        pytest.skip("no Chromium on this machine, and the playground is tested in one: apt-get install chromium")
-    with Browser() as started:
-        yield started
 
 
 @pytest.fixture

@@ -285,6 +285,11 @@ class AdapterBank:
 
     # ---- dropout
 
+    @property
+    def has_dropout(self) -> bool:
+        """Whether any adapter has a dropout rate above 0."""
+        return any(shape.dropout for shape in self._shapes.values())
+
     def dropout_state(self, name: str) -> tuple[float, int]:
         """The adapter's dropout rate and the seed of its masks."""
         slot = self._slot(name)

@@ -239,7 +239,7 @@ class AdapterRegistry:
         Raises:
             AdapterError, CorruptFileError: as `promote`.
         """
-        version = self._verify(name)
+        version = self.get(name)
         culture = version.culture
         with self._aliases.changing() as history:
             names = history.get(culture, [])
@@ -247,6 +247,7 @@ class AdapterRegistry:
                 return True
             if names and version.version <= self._aliases.choices().get(culture, 0):
                 return False
+            self._verify(name)
             history[culture] = [*names, name]
             self._aliases.end_trial(culture)
         return True

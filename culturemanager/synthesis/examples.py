@@ -119,11 +119,15 @@ def summary(examples: Sequence[Example], dropped: Counter[str], cultures: Sequen
             "too_few": [culture.id for culture in cultures if by_culture[culture.id] < minimum]}
 
 
-def require_rows(details: dict[str, Any], minimum: int) -> None:
-    """Raise `SynthesisError` naming the cultures with fewer rows than `minimum`; `NothingFoundError` if all have."""
+def require_any_rows(details: dict[str, Any], minimum: int) -> None:
+    """Raise `NothingFoundError` if every culture has fewer rows than `minimum`."""
     if len(details["too_few"]) == len(details["by_culture"]):
         raise NothingFoundError(f"every culture has too few training rows (under {minimum}). Look at `dropped` in "
                                 "examples/manifest.json, give the cultures more pages, or lower `examples.minimum`.")
+
+
+def require_rows(details: dict[str, Any], minimum: int) -> None:
+    """Raise `SynthesisError` naming the cultures with fewer rows than `minimum`."""
     if details["too_few"]:
         raise SynthesisError(
             f"too few training rows (under {minimum}) for {', '.join(details['too_few'])}; the other cultures went on. "

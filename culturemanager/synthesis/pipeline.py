@@ -96,10 +96,12 @@ class Synthesis:
             metrics.count("culturemanager_stage_rows", number, stage=stage, outcome=reason)
 
     def require_everyone(self, until: str) -> None:
-        """Raise `SynthesisError` naming the cultures that a stage left without anything."""
-        from culturemanager.synthesis.examples import require_rows
+        """Raise `SynthesisError` naming the cultures that a stage left without anything; `NothingFoundError`, if it is all."""
+        from culturemanager.synthesis.examples import require_any_rows, require_rows
 
         done = STAGES[: STAGES.index(until) + 1]
+        if "examples" in done:
+            require_any_rows(self.workspace.stage("examples").manifest().details, self.project.examples.minimum)
         if "pages" in done:
             failed = self.workspace.stage("pages").manifest().details["failed_cultures"]
             if failed:

@@ -46,6 +46,7 @@ class PackLoss(nn.Module):
             The weighted sum of token losses, and each slot's sum of token losses [slots], detached.
         """
         loss, sums = torch.zeros(()), torch.zeros_like(weights)
+        step = step if self.bank.has_dropout else None  # nothing else needs the rows' numbers
         for batch in batches:
             losses = self._token_losses(batch.to(self.model.device), step).to(weights.device)
             loss = loss + (losses * weights[batch.label_slots]).sum()

@@ -10,11 +10,9 @@ const BASE_HAS_NO_ROWS = "The bare base model has no training rows. "
 
 const part = (id) => document.getElementById(id);
 
-/** What was asked last, and how to stop it. */
-let asked = { question: "", stop: new AbortController() };
+/** What was asked last, how to stop it, and whether it is answered with passages in the prompt. */
+let asked = { question: "", stop: new AbortController(), readsPassages: false };
 let baseModel = "";
-/** Whether answers are given with passages in the prompt. */
-let readsPassages = false;
 /** What was asked in vain for want of a key. */
 let waitingForKey = null;
 
@@ -22,7 +20,7 @@ let waitingForKey = null;
 
 async function ask(question) {
   asked.stop.abort();
-  asked = { question, stop: new AbortController() };
+  asked = { question, stop: new AbortController(), readsPassages: false };
   const mine = asked;
   showAsked(question);
   const models = chosenModels();
@@ -42,7 +40,7 @@ async function askRouter(mine) {
   part("result").scrollIntoView({ block: "nearest" });
   await stream(mine, "auto", panel, (decision) => {
     part("routed").append(decisionPanel(decision));
-    readsPassages = Boolean(decision.passages);
+    mine.readsPassages = Boolean(decision.passages);
     if (decision.passages?.length) {
       part("routed").append(passageList(decision.passages));
     }
@@ -159,7 +157,7 @@ async function showSources(mine, culture) {
     if (mine !== asked || part("sources-culture").value !== culture) {
       return;  // another question or culture came in between
     }
-    const use = readsPassages ? "It learnt from them; what it looked up stands under the answer."
+    const use = mine.readsPassages ? "It learnt from them; what it looked up stands under the answer."
       : "It learnt from them; it does not look them up when it answers.";
     part("sources-note").textContent = reason ?? `Sentences that ${nameOf(culture)}’s adapter was trained on, those nearest to the `
       + `question first. ${use}`;

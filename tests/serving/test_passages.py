@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 import yaml
-from browser import Browser, find_browser
+from browser import Browser
 
 from culturemanager import artifacts, config, project, questions, serving
 from culturemanager.adapters import peft_format
@@ -192,10 +192,8 @@ def test_without_any_such_adapter_serving_does_not_begin(small_run: Path) -> Non
         serving.check(config.load(small_run, READING))
 
 
-def test_the_page_shows_what_was_read(reading: str) -> None:
-    if not find_browser():
-        pytest.skip("no Chromium on this machine, and the playground is tested in one: apt-get install chromium")
-    with Browser() as browser, browser.page(f"{reading}/") as page:
+def test_the_page_shows_what_was_read(reading: str, browser: Browser) -> None:
+    with browser.page(f"{reading}/") as page:
         page.wait_for("!document.getElementById('key-form').hidden")
         page.click("#key")
         page.write(KEYS[0])
