@@ -66,7 +66,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
         return PlainEngine(module, optimizer, config.accumulate)
 
     trainer = PackTrainer(bank, jobs, engine, tokenizer.pad_token_id, folder / CHECKPOINTS, config.checkpoint_every,
-                          _products(config.precision, device), config.accumulate, keep_states)
+                          products_of(config.precision, device), config.accumulate, keep_states)
 
     telemetry = Telemetry(trainer, folder) if rank == 0 else None
 
@@ -141,8 +141,8 @@ def _pack_shape(folder: Path, model: PreTrainedModel, jobs: Sequence[AdapterJob]
     return at_once, keep_states
 
 
-def _products(precision: str, device: str) -> torch.dtype:
-    """The type that `training.precision` means on this machine."""
+def products_of(precision: str, device: str) -> torch.dtype:
+    """The type of matrix products that `training.precision` means on this machine; device: `cpu` or `cuda`."""
     import torch
 
     native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
