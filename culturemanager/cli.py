@@ -163,14 +163,14 @@ def validate(project: ProjectFile = DEFAULT_PROJECT,
                                                                                    "model, hub.")] = False,
              overrides: Overrides = []) -> None:
     """Check the project file before anything runs: tasks, evaluation items, folders, base model, addresses."""
-    from culturemanager import addresses, artifacts, console, summary
+    from culturemanager import addresses, artifacts, console, preflight, summary
     from culturemanager import project as assembly
 
     loaded = assembly.load(project, overrides)
-    assembly.check_key(loaded)
+    preflight.check_key(loaded)
     if not offline:
         addresses.try_each(loaded)
-    layers = assembly.check_layers(loaded, online=not offline)
+    layers = preflight.check_layers(loaded, online=not offline)
     console.table(("what", "found"), summary.rows(loaded, layers, tried=not offline))
     console.say(f"{project} is fine.")
     if not artifacts.items(loaded).items:

@@ -27,10 +27,10 @@ LINES = (
     ("culturemanager.base_model", "culturemanager.embedded", "culturemanager.adapters", "culturemanager.routing"),
     ("culturemanager.synthesis", "culturemanager.training", "culturemanager.inference"),
     ("culturemanager.evaluation",),
-    ("culturemanager.project", "culturemanager.artifacts", "culturemanager.questions", "culturemanager.serving",
-     "culturemanager.cluster", "culturemanager.console", "culturemanager.doctor", "culturemanager.starter",
-     "culturemanager.reference", "culturemanager.addresses", "culturemanager.summary", "culturemanager.job",
-     "culturemanager.cli", "culturemanager.cli_shared", "culturemanager.cli_serving", "jobs", "serve_app"),
+    ("culturemanager.project", "culturemanager.preflight", "culturemanager.artifacts", "culturemanager.questions",
+     "culturemanager.serving", "culturemanager.cluster", "culturemanager.console", "culturemanager.doctor",
+     "culturemanager.starter", "culturemanager.reference", "culturemanager.addresses", "culturemanager.summary",
+     "culturemanager.job", "culturemanager.cli", "culturemanager.cli_shared", "culturemanager.cli_serving", "jobs", "serve_app"),
 )
 APART = {"culturemanager.synthesis", "culturemanager.training", "culturemanager.inference"}
 HEAVY = {"torch", "transformers", "ray", "numpy", "pyarrow", "faiss", "deepspeed", "peft", "sklearn", "scipy", "pandas",
