@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from culturemanager.training.worker import products_of
+from culturemanager.training.precision import products_of
 
 
 def circumstances(**more: Any) -> dict[str, Any]:

@@ -374,14 +374,15 @@ def test_states_below_the_adapters_are_kept_in_a_part_of_the_memory(folder):
     assert plan_pack(model, jobs, None, enough, config).kept_bytes == 0  # nothing lies below
 
 
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layers", [0, 1])
-def test_recomputed_layers_give_the_same_adapters(folder, layers):
+def test_recomputed_layers_give_the_same_adapters(folder, layers, products):
     def trained(recompute: bool) -> PackTrainer:
         model, tokenizer = load_base_model(folder)
         bank = AdapterBank(model, slots=3, max_rank=4, targets=on_last_layers(model, layers) if layers else None)
         if recompute:
             recompute_layers(bank)
-        trainer = PackTrainer(bank, make_jobs(tokenizer), PlainEngine, tokenizer.pad_token_id)
+        trainer = PackTrainer(bank, make_jobs(tokenizer), PlainEngine, tokenizer.pad_token_id, products=products)
         assert (trainer._frozen is not None) == bool(layers)
         trainer.run()
         return trainer

@@ -68,7 +68,9 @@ class BankLayer:
         """
         plan = current.plan
         kept = None if torch.is_grad_enabled() else current.gathered
-        x = self._as_rows(x, current).to(self.A.dtype)
+        x = self._as_rows(x, current)
+        if not torch.is_autocast_enabled(x.device.type):  # it brings what products take to one type
+            x = x.to(self.A.dtype)
         if current.step is not None:
             x = apply_dropout(x, self.name, current.step, current.parts, plan.rows_of, current.dropout)
         # What is copied: inputs to regroup the rows, or weights for every row.
@@ -129,10 +131,11 @@ class BankLayer:
 
 
 def _add_product(output: Tensor, hidden: Tensor, B: Tensor) -> Tensor:
-    """``output + hidden @ B`` in the output's type, in place where no gradient is recorded."""
-    if output.dtype != B.dtype:
+    """``output + hidden @ B`` in the output's type, in place where no gradient is recorded and no type is cast."""
+    cast = torch.is_autocast_enabled(output.device.type)
+    if output.dtype != (torch.get_autocast_dtype(output.device.type) if cast else B.dtype):
         return output + torch.matmul(hidden, B).to(output.dtype)
     batched = output.dim() == 3
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or cast:
         return torch.baddbmm(output, hidden, B) if batched else torch.addmm(output, hidden, B)
     return output.baddbmm_(hidden, B) if batched else output.addmm_(hidden, B)

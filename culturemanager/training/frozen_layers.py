@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from culturemanager.adapters.bank import AdapterBank
+from culturemanager.training.precision import autocast
 from culturemanager.training.rows import Batch, TokenRow, behind_each_other, collate
 from culturemanager.training.states_folder import StatesFolder
 from culturemanager.training.trunk import probe_rows, same, trunk_output
@@ -130,7 +131,7 @@ class FrozenLayers:
                 self._kept[slot, place.row] = states[place.sequence, place.start:place.start + len(place.row.ids)].clone()
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(self._model.device.type, self._products, enabled=self._products != torch.float32)
+        return autocast(self._model.device, self._products)
 
     def _below_adapters(self, batch: Batch) -> Tensor:
         """What the lowest layer with an adapter gets, [sequences, length, hidden]."""

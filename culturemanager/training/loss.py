@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from culturemanager.adapters.bank import AdapterBank
 from culturemanager.training.frozen_layers import FrozenLayers
+from culturemanager.training.precision import attention, autocast, round_weights
 from culturemanager.training.rows import Batch, collate
 from culturemanager.training.trunk import probe_rows, same, trunk_output
 
@@ -23,7 +24,8 @@ class PackLoss(nn.Module):
 
     Args:
         bank: its model's trunk and head are called apart, so that no logits are computed for prompts.
-        products: type of the matrix products; the adapters' weights and the losses stay float32.
+        products: type of the matrix products, and from now on of the base's matrices; the adapters' weights and the losses
+            stay float32.
     """
 
     def __init__(self, bank: AdapterBank, products: torch.dtype = torch.float32) -> None:
@@ -31,6 +33,7 @@ class PackLoss(nn.Module):
         self.model = bank.model
         self.bank = bank
         self._products = products
+        round_weights(self.model, products)
         self.frozen: FrozenLayers | None = None
         """Needed for batches that have states."""
 
@@ -55,7 +58,8 @@ class PackLoss(nn.Module):
 
     def _token_losses(self, batch: Batch, step: Mapping[int, int] | None) -> Tensor:
         """[labels], float32."""
-        with torch.autocast(self.model.device.type, self._products, enabled=self._products != torch.float32):
+        device = self.model.device
+        with autocast(device, self._products), attention(device, self._products):
             hidden = self._hidden(batch, step)[batch.label_sequences, batch.label_columns]
             parts = None if step is None else batch.label_parts
             with self.bank.rows(tuple(batch.label_slots.tolist()), step=step, parts=parts):

@@ -44,6 +44,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     from culturemanager.base_model import load_base_model
     from culturemanager.training.deepspeed import build_engine
     from culturemanager.training.loop import PackTrainer, PlainEngine
+    from culturemanager.training.precision import products_of
     from culturemanager.training.recompute import recompute_layers
     from culturemanager.training.telemetry import Telemetry
 
@@ -139,11 +140,3 @@ def _pack_shape(folder: Path, model: PreTrainedModel, jobs: Sequence[AdapterJob]
     if rank == 0:
         write_json(path, {"at_once": at_once, "keep_states": keep_states})
     return at_once, keep_states
-
-
-def products_of(precision: str, device: str) -> torch.dtype:
-    """The type of matrix products that `training.precision` means on this machine; device: `cpu` or `cuda`."""
-    import torch
-
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and native) else torch.float32
