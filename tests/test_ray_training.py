@@ -45,7 +45,7 @@ cultures: [{", ".join(CULTURES)}]
 tasks: [unused.yaml]
 base: {{path: {model}}}
 training: {{epochs: 2, batch_size: 4, rank: 4, cpus_per_worker: 0.5, threads_per_worker: 1, learning_rate: 0.005,
-            checkpoint_every: 3}}
+            checkpoint_every: 3, precision: float32}}
 """)
     project = config.load(place / "project.yaml", overrides)
     examples = [Example(f"{culture}{n}", culture, "t", {}, prompt, completion, ("p",), "u", "d", "q", "g",
