@@ -40,6 +40,14 @@ def browser():
 
 
 @pytest.fixture(scope="session")
+def small_base(tmp_path_factory):
+    """The folder of a small random model, where a test asks what a run does and not what a model knows."""
+    from tests.tiny_model import build_small_base
+
+    return build_small_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
 def small_run(ray_cluster, tmp_path_factory):
     """A whole run on two cultures with the embedded default, small enough for a test session; its project file."""
     from culturemanager import project

@@ -50,11 +50,11 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[i
     return code, line
 
 
-def start(folder: Path) -> Path:
+def start(folder: Path, base: str | Path = "embedded") -> Path:
     """A started project with the small settings."""
     path = folder / "project.yaml"
     assert cli.execute(["init", str(path)]) == 0
-    path.write_text(SMALL)
+    path.write_text(f"{SMALL}base: {{path: {base}}}\n")
     write_few_items(folder / "items.jsonl")
     return path
 
@@ -62,6 +62,11 @@ def start(folder: Path) -> Path:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     return start(tmp_path)
+
+
+@pytest.fixture
+def quick_project(tmp_path: Path, small_base: Path) -> Path:
+    return start(tmp_path, small_base)
 
 
 # Parsing
@@ -447,9 +452,9 @@ def test_rows_of_a_task_that_is_not_there_are_an_error(project: Path, capsys: py
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Two cultures through every stage, with the embedded model."""
-    path = start(tmp_path_factory.mktemp("small"))
+def finished(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Two cultures through every stage."""
+    path = start(tmp_path_factory.mktemp("small"), small_base)
     return path, command("run", path)
 
 
@@ -548,18 +553,18 @@ def killed(path: Path, when: str) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
-def test_a_run_killed_in_one_stage_after_another_ends_like_an_undisturbed_one(finished, project: Path) -> None:
-    project.write_text(SMALL.replace("epochs: 1", "epochs: 1, checkpoint_every: 2"))
+def test_a_run_killed_in_one_stage_after_another_ends_like_an_undisturbed_one(finished, quick_project: Path) -> None:
+    quick_project.write_text(quick_project.read_text().replace("epochs: 1", "epochs: 1, checkpoint_every: 2"))
     for when in (
         "queries/manifest.json",
         "passages/manifest.json",
         "training/*/checkpoints/step-*/state.json",
         "router/manifest.json",
     ):
-        killed(project, when)
-    done = command("run", project)
+        killed(quick_project, when)
+    done = command("run", quick_project)
     assert done.returncode == 0, done.stderr
-    ours, theirs = project.parent / "runs", finished[0].parent / "runs"
+    ours, theirs = quick_project.parent / "runs", finished[0].parent / "runs"
     for stage in ("queries", "pages", "passages", "examples"):
         rows, undisturbed = (pq.read_table(sorted((runs / stage).glob("*.parquet"))).to_pylist() for runs in (ours, theirs))
         # the time of fetching is the run's own

@@ -140,13 +140,13 @@ def wait_for_agent(head: Head, process: subprocess.Popen) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> Path:
     """What a user submits: the code and a project, without this repository's other files."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("culturemanager", "jobs", "examples"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     starter.write(folder / "project.yaml")
-    (folder / "project.yaml").write_text(SMALL)
+    (folder / "project.yaml").write_text(f"{SMALL}base: {{path: {small_base}}}\n")
     write_few_items(folder / "items.jsonl")
     return folder
 
@@ -197,7 +197,7 @@ def test_whole_pipeline_goes_on_from_the_synthesis_job(head: Head, checkout: Pat
 def test_single_stage_jobs_find_everything_done(head: Head, checkout: Path, shared: Path) -> None:
     trained = head.submit("train.py", "project.yaml", "--only", "turkey", "--set", f"workspace={shared}", working_dir=checkout)
     assert trained.returncode == 0, output(trained)
-    assert re.search(r"^turkey-v0001: \d+ rows, loss \d\.\d+$", output(trained), re.MULTILINE)
+    assert re.search(r"^turkey-v0001: \d+ rows, loss \d+\.\d+$", output(trained), re.MULTILINE)
     evaluated = head.submit("evaluate.py", "project.yaml", "--set", f"workspace={shared}", working_dir=checkout)
     assert evaluated.returncode == 0, output(evaluated)
     assert "accuracy in percent" in output(evaluated)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from culturemanager.base_model import resolve_base_model
 
 WORDS = ("yes no take off your shoes at the door leave ten percent wait for host bring sweets flowers is this acceptable or "
          "a guest soup slurp tip in what should i do about").split()
@@ -30,4 +32,16 @@ def build_tiny_model(folder: Path, seed: int = 0, layers: int = 2, width: int = 
                                          max_position_embeddings=128, pad_token_id=0, eos_token_id=1, bos_token_id=None))
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
+    return folder
+
+
+def build_small_base(folder: Path, layers: int = 5, width: int = 32) -> Path:
+    """Save a random model that reads whatever the embedded base reads, for whole runs in little time; returns the folder."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base_model("embedded"))
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
+                         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
