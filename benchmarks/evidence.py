@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +31,7 @@ from culturemanager.errors import CultureManagerError
 from culturemanager.evaluation.baselines import SYSTEMS
 from culturemanager.evaluation.runner import Evaluation
 from culturemanager.storage import write_json
+from culturemanager.training.precision import products_of
 
 SHARED_STAGES = ("queries", "pages", "passages", "index", "examples")
 
@@ -53,11 +55,17 @@ def main() -> None:
     except CultureManagerError as error:
         parser.exit(1, f"{error}\n")
     if arguments.finished:
-        figures["measured"] = [seed.summary.get("measured") for seed in seeds]
+        figures["measured"] = [seed.summary["measured"] for seed in seeds if "measured" in seed.summary]
     else:
-        figures["measured"] = circumstances(seconds=round(time.monotonic() - started))
+        figures["measured"] = circumstances(seconds=round(time.monotonic() - started), products=products(arguments.project))
     write_json(arguments.json, figures)
     Console().print(table(figures))
+
+
+def products(path: str) -> str:
+    """The type of the products that a project's training on this machine is made of."""
+    precision = projects.load(path).training.precision
+    return str(products_of(precision, "cuda" if torch.cuda.is_available() else "cpu")).removeprefix("torch.")
 
 
 def seeds_of(arguments: argparse.Namespace) -> list[Seed]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.base_model import load_base_model
 from culturemanager.training import loss
 from culturemanager.training.loss import PackLoss
-from culturemanager.training.precision import attention, round_weights, same_attention
+from culturemanager.training.precision import attention, attention_is_plain, plain_attention, round_weights
 from culturemanager.training.rows import collate, tokenise
-from tests.tiny_model import WORDS, build_tiny_model
+from tests.tiny_model import WORDS, bank_of_two, build_tiny_model
 
 CPU = torch.device("cpu")
 
@@ -27,12 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def losses_and_gradients(folder: Path) -> tuple[PackLoss, Tensor, list[Tensor]]:
     """Of two adapters' rows, some of which share sequences."""
     model, tokenizer = load_base_model(folder)
-    bank = AdapterBank(model, slots=2, max_rank=4)
-    for number, name in enumerate("ab"):
-        bank.add(name, AdapterShape(4, 8), seed=number)
-    with torch.no_grad():
-        for parameter in bank.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    bank = bank_of_two(model)
     pairs = [(" ".join(WORDS[n:n + 6]), WORDS[n]) for n in range(12)]
     rows = [(number % 2 + 1, row) for number, row in enumerate(tokenise(tokenizer, pairs, 64)[0])]
     module = PackLoss(bank, torch.bfloat16)
@@ -64,7 +59,7 @@ def test_a_head_that_shares_the_embeddings_is_rounded_and_they_are_not() -> None
 
 def test_plain_attention_is_the_fused_one(folder, monkeypatch) -> None:
     _, sums, gradients = losses_and_gradients(folder)
-    monkeypatch.setattr(loss, "attention", lambda *_: torch.enable_grad())
+    monkeypatch.setattr(loss, "attention", lambda *_: contextlib.nullcontext())
     _, fused_sums, fused_gradients = losses_and_gradients(folder)
     torch.testing.assert_close(sums, fused_sums, rtol=0.01, atol=0.01)
     for own, fused in zip(gradients, fused_gradients, strict=True):
@@ -72,20 +67,18 @@ def test_plain_attention_is_the_fused_one(folder, monkeypatch) -> None:
 
 
 def test_attention_is_plain_where_a_processor_goes_back_through_bfloat16() -> None:
-    def plain() -> bool:
-        return not torch.backends.cuda.flash_sdp_enabled()
-
     with attention(CPU, torch.bfloat16):
-        assert plain()
-        later = same_attention()
-    assert not plain() and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    with later:
-        assert plain()
+        assert attention_is_plain()
+    assert not attention_is_plain() and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    with plain_attention():
+        assert attention_is_plain()
     with torch.no_grad(), attention(CPU, torch.bfloat16):
-        assert not plain()
+        assert not attention_is_plain()
     for device, products in ((CPU, torch.float32), (torch.device("cuda"), torch.bfloat16)):
         with attention(device, products):
-            assert not plain()
+            assert not attention_is_plain()
+        with plain_attention(), attention(device, products):
+            assert attention_is_plain()  # whoever chose it keeps it
     with pytest.raises(KeyError), attention(CPU, torch.bfloat16):
         raise KeyError
-    assert not plain()
+    assert not attention_is_plain()

@@ -37,7 +37,7 @@ from culturemanager.training.recompute import recompute_layers
 from culturemanager.training.rows import Batch, TokenRow, collate, epoch_batches, tokenise
 from culturemanager.training.text_rows import TextRows
 from culturemanager.training.worker import run_pack
-from tests.tiny_model import WORDS, build_tiny_model
+from tests.tiny_model import WORDS, bank_of_two, build_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +112,7 @@ def test_an_adapter_in_a_pack_ends_where_it_ends_alone(folder):
 @pytest.mark.parametrize("base", ["tiny", "embedded"])
 def test_rows_that_share_a_sequence_are_computed_as_alone(folder, base):
     model, tokenizer = load_base_model(folder if base == "tiny" else base)
-    bank = AdapterBank(model, slots=2, max_rank=4)
-    for number, name in enumerate("ab"):
-        bank.add(name, AdapterShape(4, 8), seed=number)
-    with torch.no_grad():
-        for parameter in bank.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    bank = bank_of_two(model)
     assert rows_share_sequences(bank, tokenizer.pad_token_id)
     rows = [(number % 2 + 1, row) for number, row in enumerate(tokenise(tokenizer, pairs(12, 9), 64)[0])]
     losses = []

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from culturemanager.adapters.bank import AdapterBank, AdapterShape
 from culturemanager.base_model import resolve_base_model
 
 WORDS = ("yes no take off your shoes at the door leave ten percent wait for host bring sweets flowers is this acceptable or "
@@ -45,3 +46,14 @@ def build_small_base(folder: Path, layers: int = 5, width: int = 32) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def bank_of_two(model: PreTrainedModel) -> AdapterBank:
+    """Two adapters that change what the model computes."""
+    bank = AdapterBank(model, slots=2, max_rank=4)
+    for number, name in enumerate("ab"):
+        bank.add(name, AdapterShape(4, 8), seed=number)
+    with torch.no_grad():
+        for parameter in bank.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return bank

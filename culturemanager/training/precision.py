@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+
+from culturemanager.adapters.targets import LINEAR
 
 
 def products_of(precision: str, device: str) -> torch.dtype:
@@ -30,32 +32,31 @@ def round_weights(model: PreTrainedModel, products: torch.dtype) -> None:
     if products == torch.float32:
         return
     for module in model.modules():
-        if isinstance(module, (nn.Linear, Conv1D)) and module.weight.dtype == torch.float32:
+        if isinstance(module, LINEAR) and module.weight.dtype == torch.float32:
             module.weight = nn.Parameter(module.weight.detach().to(products), requires_grad=False)
 
 
-@contextlib.contextmanager
-def attention(device: torch.device, products: torch.dtype) -> Iterator[None]:
+def attention(device: torch.device, products: torch.dtype) -> AbstractContextManager[None]:
     """Inside, attention is computed by what is fastest where gradients are wanted.
 
     On a processor torch's fused attention goes back through bfloat16 two to four times slower than plain products do.
     """
-    with _plain_attention(device.type == "cpu" and products == torch.bfloat16 and torch.is_grad_enabled()):
-        yield
+    plain = device.type == "cpu" and products == torch.bfloat16 and torch.is_grad_enabled()
+    return plain_attention() if plain else contextlib.nullcontext()
 
 
-def same_attention() -> contextlib.AbstractContextManager[None]:
-    """For later: attention as it is computed now."""
-    return _plain_attention(not torch.backends.cuda.flash_sdp_enabled())
+def attention_is_plain() -> bool:
+    """Whether `plain_attention` is in force."""
+    return not torch.backends.cuda.flash_sdp_enabled()
 
 
 @contextlib.contextmanager
-def _plain_attention(plain: bool) -> Iterator[None]:
-    """These switches of torch's are for processors, too, whatever their module is called."""
+def plain_attention() -> Iterator[None]:
+    """Inside, attention is plain products. These switches of torch's are for processors, too, whatever their module is called."""
     switches = torch.backends.cuda
     fused, rounded = switches.flash_sdp_enabled(), switches.fp16_bf16_reduction_math_sdp_allowed()
-    switches.enable_flash_sdp(not plain)
-    switches.allow_fp16_bf16_reduction_math_sdp(plain)
+    switches.enable_flash_sdp(False)
+    switches.allow_fp16_bf16_reduction_math_sdp(True)
     try:
         yield
     finally:

@@ -7,10 +7,8 @@ activations.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from culturemanager.adapters.bank import AdapterBank
 from culturemanager.errors import TrainingError
 from culturemanager.training.frozen_layers import decoder_layers
-from culturemanager.training.precision import same_attention
+from culturemanager.training.precision import attention_is_plain, plain_attention
 
 
 def recompute_layers(bank: AdapterBank) -> None:
@@ -39,16 +37,6 @@ def recompute_layers(bank: AdapterBank) -> None:
 def _recomputed(bank: AdapterBank, forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **named)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=functools.partial(_as_before, bank), **named)
-
-
-def _as_before(bank: AdapterBank) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds the first computation, and the one in the backward pass: the same adapters and the same attention."""
-    first, again = bank.again()
-    return first, _both(again, same_attention())
-
-
-@contextlib.contextmanager
-def _both(one: AbstractContextManager[None], other: AbstractContextManager[None]) -> Iterator[None]:
-    with one, other:
-        yield
+    if attention_is_plain():  # the backward pass is made outside of what is open now
+        forward = plain_attention()(forward)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=bank.again, **named)
