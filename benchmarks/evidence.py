@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +30,7 @@ from culturemanager.errors import CultureManagerError
 from culturemanager.evaluation.baselines import SYSTEMS
 from culturemanager.evaluation.runner import Evaluation
 from culturemanager.storage import write_json
+from culturemanager.training.outlook import device_here
 from culturemanager.training.precision import products_of
 
 SHARED_STAGES = ("queries", "pages", "passages", "index", "examples")
@@ -64,8 +64,8 @@ def main() -> None:
 
 def products(path: str) -> str:
     """The type of the products that a project's training on this machine is made of."""
-    precision = projects.load(path).training.precision
-    return str(products_of(precision, "cuda" if torch.cuda.is_available() else "cpu")).removeprefix("torch.")
+    training = projects.load(path).training
+    return str(products_of(training.precision, device_here(training))).removeprefix("torch.")
 
 
 def seeds_of(arguments: argparse.Namespace) -> list[Seed]:

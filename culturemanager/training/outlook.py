@@ -20,6 +20,7 @@ from culturemanager.training.worker import adapted_layers, read_job
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from culturemanager.sections.model import TrainingConfig
     from culturemanager.training.pack_plan import PackPlan
 
 PRODUCT_SHARE = 0.4
@@ -83,7 +84,7 @@ def _outlook(folder: Path, project: Project, only: Sequence[str], extra: Sequenc
     adapters = tuple(AdapterOutlook(name, len(job.train), sum(len(row.ids) for row in job.train),
                                     max(len(row.ids) for row in job.train), job.total_steps,
                                     known[name].name if known[name] else "") for name, job in jobs.items())
-    device = "cuda" if config.use_gpu != "no" and torch.cuda.is_available() else "cpu"
+    device = device_here(config)
     free = memory_of_a_worker(device, config)
     missing = [plan for plan in plans if known[plan.name] is None]
     if not missing:
@@ -93,6 +94,13 @@ def _outlook(folder: Path, project: Project, only: Sequence[str], extra: Sequenc
     packs = tuple(plan_pack(model, [jobs[plan.name] for plan in part], targets, free, config) for part in parts.values())
     operations = max(pack.operations for pack in packs) / workers
     return Outlook(adapters, packs, workers, free, operations / (PRODUCT_SHARE * _products_per_second(model, device)))
+
+
+def device_here(config: TrainingConfig) -> str:
+    """Where a worker on this machine would train: `cuda` or `cpu`."""
+    import torch
+
+    return "cuda" if config.use_gpu != "no" and torch.cuda.is_available() else "cpu"
 
 
 def _products_per_second(model: PreTrainedModel, device: str) -> float:
