@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 STOPPED = 130
 EXIT_CODES = ("Exit code: 0 done; 1 something failed or is not there yet; 2 the command or a file of yours has to be "
-              "corrected; 3 a culture was left without rows, all else is done; 130 stopped by Ctrl-C.")
+              "corrected; 3 a culture was left without rows, all else is done; 130 stopped by Ctrl-C or SIGTERM.")
 STAGES = {
     "queries": "Write the search queries.",
     "pages": "Search, and fetch the pages found.",

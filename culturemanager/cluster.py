@@ -11,8 +11,10 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +101,9 @@ def connect(*, dashboard: bool = False, logs: bool = False) -> Iterator[None]:
                                   "`culturemanager doctor`.") from error
     try:
         _calm(logs)
+        if threading.current_thread() is threading.main_thread():
+            # `kill`, a service manager or `ray job stop` ends a run as Ctrl-C does; Ray's core would abort with a stack trace.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield
     finally:
         ray.shutdown()

@@ -520,21 +520,22 @@ def test_ask_names_the_culture_and_how_sure_the_router_was(finished) -> None:
     assert "culture: turkey (pinned, confidence 1.00)" in pinned.stdout
 
 
-def ctrl_c(*arguments: object, when: str) -> subprocess.CompletedProcess[str]:
-    """A command, and Ctrl-C as soon as its standard error says `when`."""
+def interrupted(*arguments: object, when: str, by: signal.Signals = signal.SIGINT) -> subprocess.CompletedProcess[str]:
+    """A command, and Ctrl-C (or another signal) as soon as its standard error says `when`."""
     process = subprocess.Popen([sys.executable, "-m", "culturemanager.cli", *map(str, arguments)], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
                                # A test run in the background of a shell ignores Ctrl-C, and its children would too.
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert any(when in line for line in process.stderr), process.wait()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(by)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def test_interrupted_run_says_how_to_go_on_and_goes_on(project: Path) -> None:
-    stopped = ctrl_c("examples", project, when="queries searched")  # Ray is up, and a stage is under way
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_says_how_to_go_on_and_goes_on(project: Path, by: signal.Signals) -> None:
+    stopped = interrupted("examples", project, when="queries searched", by=by)  # Ray is up, and a stage is under way
     assert stopped.returncode == 130
     assert stopped.stderr.splitlines()[-1] == "stopped; run the same command again to go on"
     done = command("examples", project)
@@ -579,7 +580,7 @@ def test_a_run_killed_in_one_stage_after_another_ends_like_an_undisturbed_one(fi
 
 def test_interrupted_training_says_so_too_and_leaves_the_versions_as_they_were(finished) -> None:
     before = command("adapters", "list", finished[0]).stdout
-    stopped = ctrl_c("train", finished[0], "--set", "training.epochs=500", when="mean loss")
+    stopped = interrupted("train", finished[0], "--set", "training.epochs=500", when="mean loss")
     assert stopped.returncode == 130, stopped.stderr
     assert stopped.stderr.splitlines()[-1] == "stopped; run the same command again to go on"
     assert command("adapters", "list", finished[0]).stdout == before
