@@ -80,6 +80,9 @@ app.add_typer(keys_app, name="keys", rich_help_panel=USE_PANEL)
 
 def main() -> None:
     """Run a command; errors of ours come out as one line, and Ctrl-C says how to go on."""
+    from culturemanager.cluster import stop_at_sigterm
+
+    stop_at_sigterm()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     sys.exit(execute([argument for argument in arguments if argument != "--debug"] or ["--help"], debug))

@@ -64,6 +64,12 @@ def protect_token() -> None:
             path.chmod(0o600)
 
 
+def stop_at_sigterm() -> None:
+    """From now on `kill`, a service manager or `ray job stop` ends this process as Ctrl-C does."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 @contextlib.contextmanager
 def connect(*, dashboard: bool = False, logs: bool = False) -> Iterator[None]:
     """A Ray cluster for the block: the one `RAY_ADDRESS` names, or a local one with every core.
@@ -101,9 +107,7 @@ def connect(*, dashboard: bool = False, logs: bool = False) -> Iterator[None]:
                                   "`culturemanager doctor`.") from error
     try:
         _calm(logs)
-        if threading.current_thread() is threading.main_thread():
-            # `kill`, a service manager or `ray job stop` ends a run as Ctrl-C does; Ray's core would abort with a stack trace.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stop_at_sigterm()  # Ray's core has just asked for the signal, and would abort with a stack trace
         yield
     finally:
         ray.shutdown()

@@ -542,6 +542,19 @@ def test_interrupted_run_says_how_to_go_on_and_goes_on(project: Path, by: signal
     assert done.returncode == 0, done.stderr
 
 
+def test_sigterm_ends_a_command_without_a_cluster_too(project: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(120)
+        upstream = f"serving.upstream={{base_url: 'http://127.0.0.1:{silent.getsockname()[1]}/v1'}}"
+        process = subprocess.Popen([sys.executable, "-m", "culturemanager.cli", "validate", str(project), "--set", upstream],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
+        with silent.accept()[0]:  # it waits for an answer now
+            process.terminate()
+            _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and told.splitlines()[-1] == "stopped; run the same command again to go on"
+
+
 def killed(path: Path, when: str) -> None:
     """A run whose driver is killed as soon as a file like `when` lies in its workspace."""
     process = subprocess.Popen([sys.executable, "-m", "culturemanager.cli", "run", str(path)], stdout=subprocess.DEVNULL,
