@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -83,6 +85,28 @@ def test_a_seeded_row_gets_the_same_tokens_whoever_stands_beside_it(mine, others
     for step in steps:
         row = step[place:place + 1]
         assert pick_tokens(step[:len(company)], pickers)[place] == pick_tokens(row, [alone])[0]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=1.5), Sampling(temperature=1.5, top_p=0.95),
+                                      Sampling(temperature=1.5, top_k=1000)], ids=str)
+def test_a_seed_gives_the_same_tokens_whatever_the_last_bits_of_the_logits(sampling):
+    """A number that falls between the 49,152 running sums of the probabilities would give other tokens at once."""
+    pickers = [[TokenPicker(replace(sampling, seed=seed)) for seed in range(20)] for _ in range(2)]
+    for step in range(10):
+        rows = logits(step, rows=20, vocabulary=49_152, spread=2.5)
+        rounded = rows + 1e-4 * logits(10 + step, rows=20, vocabulary=49_152, spread=1.0)
+        assert pick_tokens(rows, pickers[0]) == pick_tokens(rounded, pickers[1])
+
+
+def test_noise_is_independent_between_tokens_steps_and_seeds():
+    flat = torch.zeros(64, 512)
+    pickers = [TokenPicker(Sampling(temperature=1.0, seed=seed)) for seed in range(64)]
+    seen = torch.tensor([pick_tokens(flat, pickers) for _ in range(160)])  # [steps, seeds]
+    counts = torch.bincount(seen.flatten(), minlength=512).double()
+    chi_squared = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+    assert abs(chi_squared - 511) < 4 * (2 * 511) ** 0.5
+    for neighbours in (seen[1:] == seen[:-1], seen[:, 1:] == seen[:, :-1]):  # the same token again: 1 in 512
+        assert neighbours.sum() < neighbours.numel() / 512 + 4 * (neighbours.numel() / 512) ** 0.5
 
 
 def test_without_a_seed_two_requests_differ():

@@ -1,7 +1,10 @@
 """Picking the next token of each row.
 
 Each row draws from a generator of its own and is picked by its own settings, so what else is in the
-batch has no say in it.
+batch has no say in it. The same logits come out of another batch rounded otherwise in their last bits, so
+a token is drawn as the largest of logit plus noise (the Gumbel-max trick; Maddison et al. 2014, arXiv
+1411.0030, section 2): the last bits decide only where two tokens are as good as tied. Where a number
+falls in the running sum of the probabilities, tens of thousands of close borders would.
 """
 
 from __future__ import annotations
@@ -60,9 +63,9 @@ class TokenPicker:
             seed = secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**63
             self._generator = torch.Generator().manual_seed(seed)
 
-    def draw(self) -> float:
-        """The next random number, in [0, 1)."""
-        return torch.rand((), generator=self._generator, dtype=torch.float64).item()
+    def draw(self) -> int:
+        """The next random number, of 63 bits."""
+        return torch.randint(2**63 - 1, (), generator=self._generator).item()
 
 
 def pick_tokens(logits: Tensor, pickers: Sequence[TokenPicker]) -> list[int | None]:
@@ -97,32 +100,53 @@ def _draw(logits: Tensor, pickers: Sequence[TokenPicker], count: int) -> list[in
     """Draw a token a row, [rows, vocabulary], all rows with the same number of candidates."""
     settings = [picker.sampling for picker in pickers]
     temperature = torch.tensor([s.temperature for s in settings], dtype=torch.float64, device=logits.device).unsqueeze(1)
-    draws = torch.tensor([picker.draw() for picker in pickers], dtype=torch.float64, device=logits.device).unsqueeze(1)
+    draws = torch.tensor([picker.draw() for picker in pickers], device=logits.device).unsqueeze(1)
     # The largest logit becomes 0 before the division, so that no temperature is too small for it.
     scaled = (logits - logits.amax(dim=-1, keepdim=True)).double() / temperature
     if not count:
-        return _invert(scaled.softmax(dim=-1), draws).tolist()
+        return (scaled + _gumbel(draws, torch.arange(logits.shape[1], device=logits.device))).argmax(dim=-1).tolist()
     values, order = scaled.topk(count, dim=-1)
     # With top_k the candidates are all there is; without, their share of the whole vocabulary counts.
     whole = (values if settings[0].top_k else scaled).logsumexp(dim=-1, keepdim=True)
     top_p = torch.tensor([s.top_p for s in settings], dtype=torch.float64, device=logits.device).unsqueeze(1)
     probabilities = (values - whole).exp()
     short = [] if settings[0].top_k else torch.nonzero(probabilities.sum(-1) < top_p[:, 0])[:, 0].tolist()
-    picked = order.gather(1, _invert(_nucleus(probabilities, top_p), draws).unsqueeze(1))[:, 0].tolist()
+    picked = _draw_from_nucleus(probabilities, order, top_p, draws).tolist()
     for row in short if count < logits.shape[1] else ():
-        probabilities, order = (scaled[row] - whole[row]).exp().sort(descending=True)
-        picked[row] = order[_invert(_nucleus(probabilities[None], top_p[row]), draws[row, None])].item()
+        probabilities, order = (scaled[row, None] - whole[row]).exp().sort(descending=True)
+        picked[row] = _draw_from_nucleus(probabilities, order, top_p[row, None], draws[row, None]).item()
     return picked
 
 
-def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """Zero what comes after the first tokens that together hold `top_p`; the first token always stays."""
+def _draw_from_nucleus(probabilities: Tensor, tokens: Tensor, top_p: Tensor, draws: Tensor) -> Tensor:
+    """One of the first tokens that together hold `top_p`, [rows]; the very first always counts.
+
+    Args:
+        probabilities: [rows, candidates], the largest first; they need not sum to one.
+        tokens: [rows, candidates], whose they are.
+    """
     before = probabilities.cumsum(dim=-1) - probabilities
-    return probabilities * (before < top_p)
+    noisy = (probabilities.log() + _gumbel(draws, tokens)).masked_fill(before >= top_p, -torch.inf)
+    return tokens.gather(1, noisy.argmax(dim=-1, keepdim=True))[:, 0]
 
 
-def _invert(probabilities: Tensor, draws: Tensor) -> Tensor:
-    """The index at which the running sum passes the draw, [rows]; probabilities need not sum to one."""
-    sums = probabilities.cumsum(dim=-1)
-    found = torch.searchsorted(sums, draws * sums[:, -1:], right=True)[:, 0]
-    return found.clamp(max=probabilities.shape[-1] - 1)
+def _gumbel(draws: Tensor, tokens: Tensor) -> Tensor:
+    """Noise of the standard Gumbel distribution, [rows, tokens], that follows from a row's draw and the token alone.
+
+    Both are mixed to 53 random bits (SplitMix64; Steele et al. 2014, "Fast splittable pseudorandom number generators").
+    """
+    mixed = draws + (tokens + 1) * _signed(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ _shifted(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ _shifted(mixed, 27)) * _signed(0x94D049BB133111EB)
+    uniform = (_shifted(mixed ^ _shifted(mixed, 31), 11).double() + 0.5) * 2.0**-53
+    return -(-uniform.log()).log()
+
+
+def _signed(constant: int) -> int:
+    """The same 64 bits as torch's int64, which wraps around in products and sums."""
+    return constant - 2**64
+
+
+def _shifted(values: Tensor, places: int) -> Tensor:
+    """To the right, with zeros coming in from the left."""
+    return (values >> places) & (2 ** (64 - places) - 1)
