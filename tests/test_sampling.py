@@ -109,6 +109,16 @@ def test_noise_is_independent_between_tokens_steps_and_seeds():
         assert neighbours.sum() < neighbours.numel() / 512 + 4 * (neighbours.numel() / 512) ** 0.5
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_as_many_top_tokens_as_a_nucleus_is_looked_for_in_are_no_nucleus(first):
+    row = logits(1, vocabulary=4 * NUCLEUS, spread=0.01)
+    company = [Sampling(temperature=1.0, top_k=NUCLEUS, seed=0), Sampling(temperature=1.0, top_p=0.9, seed=0)]
+    order = [company[first], company[1 - first]]
+    pickers, alone = ([TokenPicker(sampling) for sampling in order] for _ in range(2))
+    together = [pick_tokens(row.expand(2, -1), pickers) for _ in range(20)]
+    assert together == [[pick_tokens(row, [picker])[0] for picker in alone] for _ in range(20)]
+
+
 def test_without_a_seed_two_requests_differ():
     row = logits(0, spread=0.1)
     assert draws(row, Sampling(temperature=1.0), 30).tolist() != draws(row, Sampling(temperature=1.0), 30).tolist()

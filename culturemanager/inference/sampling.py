@@ -78,11 +78,12 @@ def pick_tokens(logits: Tensor, pickers: Sequence[TokenPicker]) -> list[int | No
     best, ids = logits.max(dim=-1)
     finite = torch.isfinite(best).tolist()
     tokens: list[int | None] = [token if fine else None for token, fine in zip(ids.tolist(), finite, strict=True)]
-    groups: dict[int, list[int]] = {}
+    groups: dict[tuple[int, bool], list[int]] = {}
     for row, picker in enumerate(pickers):
         if finite[row] and picker.sampling.temperature > 0:
-            groups.setdefault(_candidates(picker.sampling, logits.shape[1]), []).append(row)
-    for count, rows in groups.items():
+            settings = picker.sampling
+            groups.setdefault((_candidates(settings, logits.shape[1]), bool(settings.top_k)), []).append(row)
+    for (count, _), rows in groups.items():
         drawn = _draw(logits[rows], [pickers[row] for row in rows], count)
         for row, token in zip(rows, drawn, strict=True):
             tokens[row] = token
@@ -97,7 +98,7 @@ def _candidates(sampling: Sampling, vocabulary: int) -> int:
 
 
 def _draw(logits: Tensor, pickers: Sequence[TokenPicker], count: int) -> list[int]:
-    """Draw a token a row, [rows, vocabulary], all rows with the same number of candidates."""
+    """Draw a token a row, [rows, vocabulary]: all rows with so many candidates, and all of them with `top_k` or none."""
     settings = [picker.sampling for picker in pickers]
     temperature = torch.tensor([s.temperature for s in settings], dtype=torch.float64, device=logits.device).unsqueeze(1)
     draws = torch.tensor([picker.draw() for picker in pickers], device=logits.device).unsqueeze(1)
@@ -133,12 +134,12 @@ def _draw_from_nucleus(probabilities: Tensor, tokens: Tensor, top_p: Tensor, dra
 def _gumbel(draws: Tensor, tokens: Tensor) -> Tensor:
     """Noise of the standard Gumbel distribution, [rows, tokens], that follows from a row's draw and the token alone.
 
-    Both are mixed to 53 random bits (SplitMix64; Steele et al. 2014, "Fast splittable pseudorandom number generators").
+    Both are mixed to 52 random bits (SplitMix64; Steele et al. 2014, "Fast splittable pseudorandom number generators").
     """
     mixed = draws + (tokens + 1) * _signed(0x9E3779B97F4A7C15)
     mixed = (mixed ^ _shifted(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ _shifted(mixed, 27)) * _signed(0x94D049BB133111EB)
-    uniform = (_shifted(mixed ^ _shifted(mixed, 31), 11).double() + 0.5) * 2.0**-53
+    uniform = (_shifted(mixed ^ _shifted(mixed, 31), 12).double() + 0.5) * 2.0**-52  # exact, and neither 0 nor 1
     return -(-uniform.log()).log()
 
 
