@@ -36,7 +36,8 @@ from benchmarks.circumstances import circumstances
 from culturemanager import artifacts
 from culturemanager import project as projects
 from culturemanager.adapters import peft_format
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.chat import chat_ids
 from culturemanager.inference.engine import Engine, GenerationRequest
 from culturemanager.storage import write_json

@@ -33,7 +33,8 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.circumstances import circumstances
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.base_model import load_base_model
 from culturemanager.sections.model import TrainingConfig
 from culturemanager.storage import write_json

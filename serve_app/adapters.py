@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
 from culturemanager.adapters.registry import AdapterRegistry
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.errors import OverloadedError
 from culturemanager.inference.engine import Engine
 

@@ -12,7 +12,8 @@ import transformers
 from transformers import Gemma2Config, GemmaConfig, LlamaConfig, MistralConfig, Phi3Config, PhiConfig, Qwen2Config, Qwen3Config
 
 from culturemanager.adapters import peft_format
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.adapters.targets import on_last_layers
 from culturemanager.training.loop import AdapterJob, PackTrainer, PlainEngine
 from culturemanager.training.rows import TokenRow

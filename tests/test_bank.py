@@ -14,7 +14,8 @@ import transformers
 from hypothesis import given, settings
 from transformers import BertConfig, GPT2Config, LlamaConfig, Qwen2Config, Qwen2MoeConfig
 
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.errors import AdapterError
 
 VOCABULARY = 61

@@ -32,7 +32,8 @@ from transformers import (
 )
 
 from culturemanager.adapters import peft_format
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.chat import chat_ids
 from culturemanager.embedded.base_model import bare_model, build_tokenizer, weights_file
 from culturemanager.errors import AdapterError, ModelError, RequestError

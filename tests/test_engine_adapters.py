@@ -12,8 +12,9 @@ from transformers import LlamaForCausalLM
 
 from culturemanager import artifacts
 from culturemanager.adapters import peft_format
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
 from culturemanager.adapters.registry import VERSION_FILE, AdapterRegistry
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.config import load
 from culturemanager.errors import AdapterError, CorruptFileError, OverloadedError
 from culturemanager.inference.engine import Engine, GenerationRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from culturemanager.adapters.bank import AdapterShape
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.errors import RequestError
 from culturemanager.inference import engine as engine_module
 from culturemanager.inference.engine import GenerationRequest, Sampling, TokenLogprob

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from culturemanager.adapters.bank import AdapterShape
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.inference.engine import GenerationRequest
 from culturemanager.inference.prefixes import BLOCK
 from tests.test_engine import CONTEXT, LONG_TEXTS, NEW, TEXTS, Setting, build_setting, drain

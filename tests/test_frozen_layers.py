@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM, GemmaConfig, GemmaForCausalLM
 
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.adapters.targets import on_last_layers
 from culturemanager.base_model import load_base_model
 from culturemanager.training import frozen_layers, loop

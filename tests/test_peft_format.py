@@ -15,7 +15,8 @@ import transformers
 from transformers import BertConfig, GPT2Config, LlamaConfig
 
 from culturemanager.adapters import peft_format
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.errors import AdapterError
 
 SMALL = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from culturemanager.adapters import peft_format, registry
-from culturemanager.adapters.bank import AdapterShape
 from culturemanager.adapters.registry import AdapterRegistry
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.errors import AdapterError, CorruptFileError, StorageError
 
 SHAPE = AdapterShape(2, 4)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.errors import AdapterError, ConfigError
 from culturemanager.evaluation.baselines import SYSTEMS
 from culturemanager.evaluation.retrieval import PassageRetriever

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from tensorboardX.proto.event_pb2 import Event
 
 from culturemanager import base_model, hub
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.adapters.targets import on_last_layers
 from culturemanager.base_model import content_digest, load_base_model
 from culturemanager.errors import AdapterError, StorageError, TrainingError

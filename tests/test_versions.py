@@ -9,8 +9,8 @@ import torch
 
 from culturemanager import cli
 from culturemanager.adapters.aliases import CANARIES_FILE
-from culturemanager.adapters.bank import AdapterShape
 from culturemanager.adapters.registry import VERSION_FILE, AdapterRegistry
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.errors import AdapterError, CorruptFileError, RequestError
 from serve_app.router import _refusal
 from serve_app.versions import CONDEMNED_S, ServingVersions, place

@@ -8,7 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from culturemanager.adapters.bank import AdapterBank, AdapterShape
+from culturemanager.adapters.bank import AdapterBank
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.base_model import resolve_base_model
 
 WORDS = ("yes no take off your shoes at the door leave ten percent wait for host bring sweets flowers is this acceptable or "

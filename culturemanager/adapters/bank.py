@@ -20,45 +20,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from culturemanager.adapters.compositions import Compositions
 from culturemanager.adapters.dropout import Parts, mix
 from culturemanager.adapters.layer import BankLayer, Pass
-from culturemanager.adapters.plan import RowPlan
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.adapters.targets import find_targets
 from culturemanager.errors import AdapterError
-
-PLANS_KEPT = 64
-"""Batch compositions remembered; each is a few kilobytes."""
-
-
-@dataclass(frozen=True)
-class AdapterShape:
-    """Size and strength of one adapter; its delta is scaled by ``alpha / rank``.
-
-    Raises:
-        AdapterError: a rank below 1, an alpha that is not positive and finite, or a dropout outside [0, 1).
-    """
-
-    rank: int
-    alpha: float
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1:
-            raise AdapterError(f"{self} is no adapter: expected rank >= 1, a positive finite alpha and 0 <= dropout < 1.")
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
 
 
 class AdapterBank:
@@ -92,10 +68,6 @@ class AdapterBank:
         self._seeds: dict[int, int] = {}
         self._pass: Pass | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._plans: OrderedDict[tuple[int, ...], RowPlan] = OrderedDict()
-        self._gathered: OrderedDict[tuple[int, ...], dict] = OrderedDict()
-        self._cache_bytes = cache_bytes
-        self._generation = 0
         self._loads: dict[str, int] = {}  # name to the number of its loading, never given twice
         self._load_numbers = itertools.count(1)
         self._writes = 0  # times that others may have changed weights
@@ -105,6 +77,7 @@ class AdapterBank:
         with torch.inference_mode(False):
             self._layers = [self._wrap(name, module) for name, module in modules.items()]
         self.targets = tuple(modules)
+        self._compositions = Compositions(4 * sum(layer.fan_in + layer.fan_out for layer in self._layers), cache_bytes)
 
     def _wrap(self, name: str, module: nn.Module) -> BankLayer:
         layer = BankLayer(name, module, self.slots, self.max_rank)
@@ -115,7 +88,7 @@ class AdapterBank:
                 return output
             if torch.is_grad_enabled():  # an optimizer step may follow, perhaps one that torch's counters miss
                 self.weights_changed()
-            return layer.add_delta(args[0], output, current, self._generation)
+            return layer.add_delta(args[0], output, current, self._compositions.generation)
 
         self._hooks.append(module.register_forward_hook(add_delta))
         return layer
@@ -211,7 +184,7 @@ class AdapterBank:
             raise AdapterError(f"All {self.slots} slots are taken by {sorted(self._names)}; remove one or raise `slots`.")
         self._names[name], self._shapes[name], self._seeds[free[0]] = free[0], shape, seed
         self._loads[name] = next(self._load_numbers)
-        self._membership_changed()
+        self._compositions.clear()
         return free[0]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -233,7 +206,7 @@ class AdapterBank:
                 if parameter.grad is not None:
                     parameter.grad[slot] = 0
         del self._names[name], self._shapes[name], self._seeds[slot], self._loads[name]
-        self._membership_changed()
+        self._compositions.clear()
 
     def _slot(self, name: str) -> int:
         if name not in self._names:
@@ -266,14 +239,6 @@ class AdapterBank:
             yield
         self._versions = sum(parameter._version for parameter in self.parameters())
 
-    def _membership_changed(self) -> None:
-        self._plans.clear()
-        self._drop_gathered()
-
-    def _drop_gathered(self) -> None:
-        self._generation += 1
-        self._gathered.clear()
-
     def weights_changed(self) -> None:
         """Drop gathered copies of weights, and change what `content` says.
 
@@ -281,7 +246,7 @@ class AdapterBank:
         a training pass in between; the bank's own methods, optimizers and training passes see to it.
         """
         self._writes += 1
-        self._drop_gathered()
+        self._compositions.drop_gathered()
 
     # ---- dropout
 
@@ -346,38 +311,9 @@ class AdapterBank:
             self._pass = outer
 
     def _begin(self, slots: tuple[int, ...], step: int | Mapping[int, int] | None, parts: Parts | None) -> Pass:
+        plan = self._compositions.plan(slots, {slot: self._shapes[name] for name, slot in self._names.items()})
         dropout = {} if step is None else {slot: self.dropout_state(name) for name, slot in self._names.items()}
-        return Pass(self._plan(slots), step, parts, dropout, self._cache_for(slots))
-
-    def _plan(self, slots: tuple[int, ...]) -> RowPlan:
-        plan = self._plans.get(slots)
-        if plan is None:
-            shapes = {slot: self._shapes[name] for name, slot in self._names.items()}
-            unknown = sorted({slot for slot in slots if slot and slot not in shapes})
-            if unknown or not slots:
-                raise AdapterError(f"No adapter lies in the slots {unknown or list(slots)}; taken are {self._names}.")
-            plan = RowPlan(slots, {slot: shape.rank for slot, shape in shapes.items()},
-                           {slot: shape.scale for slot, shape in shapes.items()})
-            self._plans[slots] = plan
-            if len(self._plans) > PLANS_KEPT:
-                self._gathered.pop(self._plans.popitem(last=False)[0], None)
-        self._plans.move_to_end(slots)
-        return plan
-
-    def _cache_for(self, slots: tuple[int, ...]) -> dict | None:
-        """Where an inference pass keeps gathered weights; None if there is nothing to gather, or no room."""
-        plan = self._plans[slots]
-        if plan.is_range or self._bytes_of(plan) > self._cache_bytes:
-            return None
-        if slots not in self._gathered:
-            self._gathered[slots] = {}
-            while sum(self._bytes_of(self._plans[other]) for other in self._gathered) > self._cache_bytes:
-                self._gathered.popitem(last=False)
-        self._gathered.move_to_end(slots)
-        return self._gathered[slots]
-
-    def _bytes_of(self, plan: RowPlan) -> int:
-        return 4 * len(plan.blocks) * plan.rank * sum(layer.fan_in + layer.fan_out for layer in self._layers)
+        return Pass(plan, step, parts, dropout, self._compositions.gathered(plan))
 
     # ---- training
 

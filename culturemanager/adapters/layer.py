@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from culturemanager.adapters.compositions import Gathered
 from culturemanager.adapters.dropout import Parts, apply_dropout
 from culturemanager.adapters.plan import RowPlan
 from culturemanager.errors import AdapterError
@@ -25,8 +26,8 @@ class Pass:
     """What stands in each row, for dropout."""
     dropout: Mapping[int, tuple[float, int]]
     """Slot to dropout rate and seed."""
-    gathered: dict[str, tuple[Tensor, Tensor, tuple[int, int, int]]] | None
-    """Layer name to the blocks' weights and the version they were copied at; None: do not keep any."""
+    gathered: Gathered | None
+    """The blocks' weights; None: do not keep any."""
     tokens: int | None = None
     """Positions per row of the last input with a token axis, to read inputs flattened to [rows * tokens, in]."""
 
@@ -95,7 +96,7 @@ class BankLayer:
         delta = torch.bmm(torch.bmm(regrouped, A) * groups.scales, B)
         return delta.view(plan.padded_rows, -1, self.fan_out).index_select(0, groups.apart)
 
-    def _weights(self, plan: RowPlan, kept: dict | None, generation: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _weights(self, plan: RowPlan, kept: Gathered | None, generation: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """The blocks' A [blocks, in, rank], B [blocks, rank, out] and scale [blocks, 1, 1], None if B has it already."""
         rank = plan.rank
         slots, scale = plan.on(self.A.device)

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from culturemanager.adapters.bank import AdapterShape
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.adapters.targets import matches
 from culturemanager.errors import AdapterError
 from culturemanager.storage import write_atomic

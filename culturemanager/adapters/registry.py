@@ -26,7 +26,7 @@ from torch import Tensor
 
 from culturemanager.adapters import peft_format
 from culturemanager.adapters.aliases import VERSION_NAME, Aliases, storage_errors
-from culturemanager.adapters.bank import AdapterShape
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.errors import AdapterError, CorruptFileError
 from culturemanager.records import AdapterVersion
 from culturemanager.storage import fingerprint, sha256_file, write_json

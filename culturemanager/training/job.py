@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from culturemanager.adapters.bank import AdapterShape
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.training.rows import TokenRow
 
 

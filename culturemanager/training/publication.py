@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.config import Project
 from culturemanager.records import AdapterVersion
 from culturemanager.storage import Workspace, write_json
@@ -70,8 +71,6 @@ class Publisher:
 
     def _publish_pack(self, folder: Path, plans: Sequence[AdapterPlan]) -> dict[str, str]:
         from safetensors.torch import load_file
-
-        from culturemanager.adapters.bank import AdapterShape
 
         shape = AdapterShape(self._config.rank, self._config.alpha, self._config.dropout)
         curves = json.loads((folder / RESULT / CURVES).read_text())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from culturemanager.adapters.shape import AdapterShape
 from culturemanager.errors import TrainingError
 from culturemanager.sections.model import TrainingConfig
 from culturemanager.storage import write_json
@@ -103,7 +104,6 @@ def make_job(plan: AdapterPlan, train: Sequence[TokenRow], validation: Sequence[
     Raises:
         TrainingError: there are none for training, since every one is longer than `max_length`.
     """
-    from culturemanager.adapters.bank import AdapterShape
     from culturemanager.training.job import AdapterJob
 
     if not train:
