@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any
 
 from culturemanager.errors import CultureManagerError, ServingError
@@ -17,8 +17,8 @@ from culturemanager.inference.engine import Engine, Generation, GenerationReques
 class EngineLoop:
     """The one thread that touches the engine and its bank.
 
-    Other threads pass it work through a queue: `call` runs a function between two steps, `generate`
-    streams a request's tokens.
+    Other threads pass it work through a queue: `call` runs a function between two steps, `in_turns` long work with
+    steps in between, `generate` streams a request's tokens.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -52,6 +52,34 @@ class EngineLoop:
 
         self._work.put(work)
         return await future
+
+    async def in_turns(self, begin: Callable[[], Generator[Any, None, Any]], prepare: Callable[[], None]) -> Any:
+        """Run a generator in the engine's thread, with a step of the engine after each of its own, and return its result.
+
+        Being cancelled ends it after the turn it is in.
+
+        Args:
+            begin: makes the generator.
+            prepare: runs right before each turn, since an adapter may have been dropped in between.
+
+        Raises:
+            Exception: what the generator, `begin` or `prepare` raised.
+        """
+        running: Generator[Any, None, Any] | None = None
+
+        def turn() -> tuple[Any] | None:
+            nonlocal running
+            prepare()
+            running = running or begin()
+            try:
+                next(running)
+            except StopIteration as end:
+                return (end.value,)
+            return None
+
+        while (ended := await self.call(turn)) is None:
+            pass
+        return ended[0]
 
     async def generate(self, request: GenerationRequest, prepare: Callable[[], None]) -> AsyncIterator[list[TokenEvent]]:
         """The request's tokens, those that came together in one list. Leaving early cancels it and frees its row.
@@ -141,16 +169,13 @@ class EngineLoop:
                         listener(event)
 
     def _do_work(self, block: bool) -> bool:
-        """Run what waits in the queue; False once `stop` was called."""
-        while True:
-            try:
-                work = self._work.get(block=block)
-            except queue.Empty:
-                return True
+        """Run what waits in the queue by now; False once `stop` was called."""
+        for _ in range(self._work.qsize() or int(block)):
+            work = self._work.get()
             if work is None:
                 return False
             work()
-            block = False
+        return True
 
     def _fail(self, error: BaseException) -> None:
         """Tell every caller, and clear the engine, so that the next requests start fresh."""

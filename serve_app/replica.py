@@ -107,14 +107,11 @@ class Replica:
         options = tuple(request["guided_choice"])
         ids = tuple(self._prompt_ids(request))
         adapter = request["adapter"]
+        asked = [ScoreRequest(ids, options, adapter)]
         load = await self._loader(adapter)
-
-        def score() -> str:
-            load()
-            scores = self._loop.engine.score([ScoreRequest(ids, options, adapter)])[0]
-            return options[scores.index(max(scores))]
-
-        text = await self._loop.call(score)
+        # Many long options take many passes, between which everyone else's tokens are computed.
+        (scores,) = await self._loop.in_turns(lambda: self._loop.engine.score_in_passes(asked), load)
+        text = options[scores.index(max(scores))]
         tokens = len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         return {"text": text, "finish_reason": "stop", "prompt_tokens": len(ids), "completion_tokens": tokens,
                 "logprobs": None}

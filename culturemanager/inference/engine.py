@@ -33,7 +33,7 @@ from culturemanager.inference.requests import (
 from culturemanager.inference.runner import ModelRunner, context_length
 from culturemanager.inference.sampling import Sampling, TokenPicker, pick_tokens
 from culturemanager.inference.scheduler import ActiveRequest, Chunk, Scheduler
-from culturemanager.inference.scoring import SCORED_LOGITS, Progress, not_finite, score_options, spelled
+from culturemanager.inference.scoring import SCORED_LOGITS, Passes, Progress, not_finite, score_options, spelled
 from culturemanager.inference.text import TextStream
 
 __all__ = ["Engine", "Generation", "GenerationRequest", "Sampling", "ScoreRequest", "TokenEvent", "TokenLogprob"]
@@ -199,7 +199,6 @@ class Engine:
             self._abandon(places)
         return [done[i] for i in range(len(requests))]
 
-    @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest], on_progress: Progress | None = None) -> list[tuple[float, ...]]:
         """Mean log-probability per token of each option's text, the end token included, after the prompt.
 
@@ -213,12 +212,27 @@ class Engine:
             RequestError: a prompt with its longest option is longer than the context.
             AdapterError: the bank holds no such adapter, or its scores are not finite.
         """
+        passes = self.score_in_passes(requests)
+        while True:
+            try:
+                done = next(passes)
+            except StopIteration as end:
+                return end.value
+            if on_progress:
+                on_progress(done, len(requests), "score")
+
+    def score_in_passes(self, requests: Sequence[ScoreRequest]) -> Passes:
+        """As `score`, for callers that `step` in between. The adapters must lie in the bank at each `next`.
+
+        Raises:
+            RequestError, AdapterError: as `score`; those of a request itself before anything is computed.
+        """
         options = spelled(requests, self._tokenizer)
         for request in requests:
             longest = max(len(options[text]) for text in request.options)
             self._check_length(len(request.prompt_ids), longest, "the longest option")
             self._check_adapter(request.adapter)
-        return score_options(requests, options, self._tokenizer.eos_token_id, self._runner, self._bank, on_progress)
+        return score_options(requests, options, self._tokenizer.eos_token_id, self._runner, self._bank)
 
     # ---- how
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from culturemanager.adapters.bank import AdapterBank
@@ -17,6 +18,8 @@ from culturemanager.inference.scheduler import by_length
 
 Progress = Callable[[int, int, str], None]
 """Called with the number done, the number of all, and a word for what."""
+Passes = Generator[int, None, list[tuple[float, ...]]]
+"""Computes one pass at each `next`, yields how many requests are done, and returns the scores of all."""
 SCORED_TOKENS = 4096
 """Padded tokens of one scoring pass."""
 SCORED_LOGITS = 2**26
@@ -30,8 +33,8 @@ def spelled(requests: Sequence[ScoreRequest], tokenizer: PreTrainedTokenizerBase
 
 
 def score_options(requests: Sequence[ScoreRequest], options: dict[str, list[int]], end: int, runner: ModelRunner,
-                  bank: AdapterBank, on_progress: Progress | None = None) -> list[tuple[float, ...]]:
-    """Mean log-probability per token of each request's options, the end token included.
+                  bank: AdapterBank) -> Passes:
+    """Mean log-probability per token of each request's options, the end token included, a pass at a time.
 
     Args:
         options: as `spelled` gives them.
@@ -50,14 +53,13 @@ def score_options(requests: Sequence[ScoreRequest], options: dict[str, list[int]
     for batch in _batches(rows, runner.vocabulary):
         batch.sort(key=lambda number: requests[owners[number]].adapter)
         adapters = [requests[owners[number]].adapter for number in batch]
-        with bank.rows([bank.names[adapter] if adapter else 0 for adapter in adapters]):
+        with torch.inference_mode(), bank.rows([bank.names[adapter] if adapter else 0 for adapter in adapters]):
             scores |= zip(batch, runner.options([rows[number] for number in batch]), strict=True)
         for number, adapter in zip(batch, adapters, strict=True):
             if not all(map(math.isfinite, scores[number])):
                 raise not_finite(adapter)
-        if on_progress:
-            waiting.subtract(owners[number] for number in batch)
-            on_progress(sum(not left for left in waiting.values()), len(requests), "score")
+        waiting.subtract(owners[number] for number in batch)
+        yield sum(not left for left in waiting.values())
     whole: list[list[float]] = [[] for _ in requests]
     for number, owner in enumerate(owners):
         whole[owner] += scores[number]
