@@ -329,7 +329,7 @@ def ask(text: Annotated[str, typer.Argument(metavar="TEXT", help="The question."
         culture: Culture = "",
         task: Annotated[str, typer.Option(metavar="TASK", help="Put the question in this task's words.")] = "",
         overrides: Overrides = []) -> None:
-    """Ask one question, without a server."""
+    """Ask one question, without a server. The answer has 48 tokens at most."""
     from culturemanager import console, questions
 
     reply = questions.ask(load_project(project, overrides), text, culture, task)

@@ -16,7 +16,8 @@ Kind = Literal["counter", "gauge", "histogram"]
 METRICS: dict[str, tuple[Kind, tuple[str, ...], str]] = {
     "culturemanager_stage_rows": ("counter", ("stage", "outcome"),
                                   "Rows of a stage; outcome is kept, or the reason they were dropped."),
-    "culturemanager_tokens": ("counter", ("kind",), "Language-model tokens; kind is prompt or completion."),
+    "culturemanager_tokens": ("counter", ("kind",),
+                              "Tokens; kind is prompt or completion (of the language model that writes rows), or train."),
     "culturemanager_adapter_loss": ("gauge", ("adapter",), "Training loss of an adapter, mean per label token, in nats."),
     "culturemanager_adapter_learning_rate": ("gauge", ("adapter",), "Learning rate of an adapter's last step."),
     "culturemanager_adapter_gradient_norm": ("gauge", ("adapter",), "Gradient norm of an adapter's last step, before clipping."),

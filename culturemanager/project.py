@@ -101,7 +101,8 @@ def synthesize(project: Project, until: str = "examples", progress: Progress | N
 
 
 def train(project: Project, only: Sequence[str] = (), progress: Progress | None = None) -> list[AdapterVersion]:
-    """The cultures' adapters, and those that the compared systems need; only `only`, if given. Needs Ray.
+    """The cultures' adapters, and those that the compared systems and the served one need; with `only`, those that the served
+    one needs for these cultures. Needs Ray.
 
     Raises:
         IncompleteStageError: the examples are not there yet, or are out of date.
@@ -154,10 +155,8 @@ def _asked_for(project: Project, only: Sequence[str]) -> tuple[Sequence[str], Se
     that see passages."""
     from culturemanager.evaluation.baselines import required_adapters
 
-    if only:
-        return only, (), None
-    cultures = cultures_with_rows(project)
-    systems = tuple(dict.fromkeys([*project.evaluation.systems, project.serving.system]))
+    cultures = only or cultures_with_rows(project)
+    systems = tuple(dict.fromkeys([*(() if only else project.evaluation.systems), project.serving.system]))
     needed = [name for name in required_adapters(systems, cultures) if name not in cultures]
     if not any(name.startswith("retrieval_") for name in needed):
         return cultures, needed, None

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import jinja2
 import jinja2.sandbox
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from culturemanager.errors import ConfigError
 from culturemanager.records import EvaluationItem, Task
@@ -65,8 +65,9 @@ class TaskFile(BaseModel):
     """Jinja2 text for the prompt, rendered in a sandbox."""
     labels: tuple[str, ...] = ()
     """Classification only: every answer there is, at least two."""
-    metric: Literal["accuracy", "macro_f1", "keyphrases"] = "accuracy"
-    """`macro_f1` is for classification only; `keyphrases` scores free text by the phrases an item accepts and rejects."""
+    metric: Literal["accuracy", "macro_f1", "keyphrases"] = Field(default_factory=lambda task: METRICS[task["kind"]][0])
+    """Without it, the first that `METRICS` names for the kind. `macro_f1` is for classification only; `keyphrases` scores free
+    text by the phrases an item accepts and rejects."""
     seeds: tuple[dict[str, Any], ...] = ()
     """Worked items, `{inputs: {...}, answer: ...}`, shown to a language model as a pattern."""
 

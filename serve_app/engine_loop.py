@@ -107,18 +107,18 @@ class EngineLoop:
                 yield together
 
     async def complete(self, request: GenerationRequest, prepare: Callable[[], None]) -> tuple[Generation, float]:
-        """The request's whole answer, and the seconds until its first token. Being cancelled cancels the request.
+        """The request's whole answer, and the seconds since its first token. Being cancelled cancels the request.
 
         Raises:
             RequestError, AdapterError, ServingError: as `generate`.
         """
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[TokenEvent | BaseException] = loop.create_future()
-        begun, first = time.monotonic(), []
+        first: list[float] = []
 
         def listen(event: TokenEvent | BaseException) -> None:
             if not first:
-                first.append(time.monotonic() - begun)
+                first.append(time.monotonic())
             # Only the end is told: waking the event loop for every token costs more than the token.
             if isinstance(event, BaseException) or event.finish_reason:
                 loop.call_soon_threadsafe(_settle, ended, event, None)
@@ -127,7 +127,7 @@ class EngineLoop:
             event = await ended
         if isinstance(event, BaseException):
             raise ServingError(f"the engine failed: {event}") from event
-        return event.generation, first[0]
+        return event.generation, time.monotonic() - first[0]
 
     @contextlib.asynccontextmanager
     async def _submitted(self, request: GenerationRequest, prepare: Callable[[], None],

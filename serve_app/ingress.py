@@ -239,14 +239,15 @@ class Ingress:
             return JSONResponse(error_body(refused["refused"], kind, refused["param"], refused["code"]), refused["status"],
                                 headers=record.headers() | refused["headers"])
         record.routed(answers[0]["route"], answers[0]["adapter"])
-        shape = ResponseShape(chat, answers[0]["adapter"] or body.model, answers[0]["route"], answers[0].get("passages"))
+        shape = ResponseShape(chat, answers[0]["adapter"] or body.model, [answer["route"] for answer in answers],
+                              answers[0].get("passages"))
         if body.stream:
             wants_usage = bool(body.stream_options and body.stream_options.include_usage)
             streams = [answer["stream"] for answer in answers]
             return StreamingResponse(self._events(streams, shape, wants_usage, record, jobs), headers=record.headers(),
                                      media_type="text/event-stream")
-        whole = shape.whole([(answer["route"], answer) for answer in answers])
-        record.first_token(answers[0].get("first_token_s"))
+        whole = shape.whole(answers)
+        record.first_token(answers[0].get("since_first_token_s", 0.0))
         record.finish(200, whole["usage"], self._texts(jobs, [answer["text"] for answer in answers]))
         return JSONResponse(whole, headers=record.headers())
 

@@ -4,7 +4,10 @@ Keys come from an environment variable (comma-separated, allowed everything) and
 `culturemanager keys new` writes:
 
     keys:
-      - {name: shop-berlin, sha256: 9f86d0..., cultures: [germany], requests_per_minute: 60}
+    - name: shop-berlin
+      sha256: 9f86d0...
+      cultures: [germany]
+      requests_per_minute: 60
 """
 
 from __future__ import annotations

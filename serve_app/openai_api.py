@@ -12,6 +12,8 @@ MAX_TEXT = 200_000
 MAX_CHOICES = 128
 """Answers one request may ask for: its prompts times `n`."""
 MAX_LOGPROBS = 20
+NOT_GUIDED = ("n", "stream", "logprobs", "echo")
+"""Fields that mean nothing where the answer is one of given ones."""
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_TEXT)]
@@ -66,8 +68,10 @@ class GenerationFields(BaseModel):
 
     @model_validator(mode="after")
     def _guided_alone(self) -> GenerationFields:
-        if self.guided_choice and (self.n > 1 or self.stream):
-            raise ValueError("guided_choice gives one answer in one piece; leave out n and stream")
+        fields = type(self).model_fields
+        beside = [name for name in NOT_GUIDED if name in fields and getattr(self, name) != fields[name].default]
+        if self.guided_choice and beside:
+            raise ValueError(f"guided_choice gives one answer in one piece and nothing else; leave out {', '.join(beside)}")
         return self
 
     def sampling(self) -> dict[str, Any]:
@@ -115,6 +119,10 @@ class ChatRequest(GenerationFields):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     tools: Annotated[None, _refuse_unless([])] = None
     tool_choice: Annotated[None, _refuse_unless("none")] = None
+    functions: Annotated[None, _refuse_unless([])] = None
+    function_call: Annotated[None, _refuse_unless("none")] = None
+    modalities: Annotated[None, _refuse_unless(["text"])] = None
+    web_search_options: Annotated[None, _refuse_unless()] = None
 
     @field_validator("top_logprobs")
     @classmethod

@@ -83,7 +83,7 @@ class Replica:
             yield piece | {"completion_tokens": told}
 
     async def complete(self, request: dict[str, Any]) -> Piece:
-        """A whole answer in one piece; ``first_token_s`` says how long its first token took.
+        """A whole answer in one piece; ``since_first_token_s`` says how long its first token has been there.
 
         Raises:
             RequestError, AdapterError, CorruptFileError: as `generate`.
@@ -95,7 +95,7 @@ class Replica:
         self._check_finite(asked.adapter, answer.finish_reason)
         piece = {"text": answer.text, "finish_reason": answer.finish_reason, "prompt_tokens": answer.prompt_tokens,
                  "cached_tokens": answer.reused_tokens, "completion_tokens": len(answer.token_ids), "logprobs": None,
-                 "first_token_s": seconds}
+                 "since_first_token_s": seconds}
         if asked.logprobs is not None:
             piece["logprobs"] = self._tokens(answer.logprobs, answer, request)
         if request["echo"]:

@@ -38,10 +38,10 @@ class RequestRecord:
         metrics.count("culturemanager_routes", 1, culture=route.culture or "none", reason=route.reason)
         metrics.observe("culturemanager_router_confidence", route.confidence, culture=route.culture or "none")
 
-    def first_token(self, seconds: float | None = None) -> None:
-        """The first token is there: now, or after so many seconds, as a replica measured it."""
+    def first_token(self, ago: float = 0.0) -> None:
+        """The first token is there, for so many seconds by now."""
         if self._first is None:
-            self._first = time.monotonic() - self._started if seconds is None else seconds
+            self._first = time.monotonic() - self._started - ago
 
     def finish(self, status: int, tokens: dict[str, Any] | None = None, texts: dict[str, Any] | None = None) -> None:
         """The answer is out, or will not come."""

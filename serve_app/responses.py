@@ -25,30 +25,31 @@ class ResponseShape:
     Args:
         chat: chat completions, else plain ones.
         model: what the response calls the model.
-        route: the router's decision on the first choice.
+        routes: the router's decision on each choice.
         passages: those in the prompt; None: the served system reads none.
     """
 
-    def __init__(self, chat: bool, model: str, route: Route, passages: Sequence[dict[str, str]] | None = None) -> None:
+    def __init__(self, chat: bool, model: str, routes: Sequence[Route],
+                 passages: Sequence[dict[str, str]] | None = None) -> None:
         self._chat = chat
         self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self._decision = decision(route) | ({} if passages is None else {"passages": list(passages)})
+        self._decisions = [decision(route) for route in routes]
+        self._read = {} if passages is None else {"passages": list(passages)}
         self._offsets: dict[int, int] = {}  # characters of each choice that went out before
 
-    def whole(self, answers: Sequence[tuple[Route, Piece]]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Piece]) -> dict[str, Any]:
         """The response with every choice, in order."""
         choices = []
-        for number, (route, piece) in enumerate(answers):
+        for number, piece in enumerate(answers):
             choice = self._choice(number, piece)
             text = _echoed(piece) + piece["text"]
             choice |= {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
             if len(answers) > 1:
-                choice["culturemanager"] = decision(route)
+                choice["culturemanager"] = self._decisions[number]
             choices.append(choice)
         # Choices of one prompt are computed from it anew; the prompt counts for each, as it was worked on for each.
-        tokens = usage([piece for _, piece in answers])
         return {**self._head, "object": "chat.completion" if self._chat else "text_completion", "choices": choices,
-                "usage": tokens, "culturemanager": self._decision}
+                "usage": usage(answers), "culturemanager": self._decisions[0] | self._read}
 
     def chunk(self, number: int, piece: Piece, first: bool) -> str:
         """One server-sent event with a piece of a choice; `first`: of this choice."""
@@ -60,7 +61,7 @@ class ResponseShape:
             choice["text"] = text
         body = {**self._head, "object": self._chunk_object, "choices": [choice]}
         if first:
-            body["culturemanager"] = self._decision
+            body["culturemanager"] = self._decisions[number] | self._read
         return event(body)
 
     def usage_chunk(self, tokens: dict[str, Any]) -> str:

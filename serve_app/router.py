@@ -231,8 +231,7 @@ class CultureRouter:
         if not route.culture:
             return [], route
         self._check_allowed(route.culture, request)
-        conversation = asked if isinstance(asked, str) else asked[0]["content"]
-        return self._versions.candidates(self._system.adapter(route.culture), conversation), route
+        return self._versions.candidates(self._system.adapter(route.culture), _conversation(asked)), route
 
     def _text(self, request: dict[str, Any]) -> str | list[dict[str, str]]:
         """What the router reads: a conversation, a text, or the text of token ids."""
@@ -257,6 +256,13 @@ class CultureRouter:
         allowed = request.get("allowed_cultures")
         if allowed is not None and culture not in allowed:
             raise ForbiddenError(f"This key may ask for {', '.join(allowed) or 'no culture'}, and the request is for {culture}.")
+
+
+def _conversation(asked: str | list[dict[str, str]]) -> str:
+    """What stays the same while a conversation goes on, and differs from others: a system message is every user's."""
+    if isinstance(asked, str):
+        return asked
+    return next((message["content"] for message in asked if message["role"] == "user"), asked[0]["content"])
 
 
 class ForbiddenError(RequestError):

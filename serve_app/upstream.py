@@ -109,19 +109,19 @@ class Upstream:
             self._running -= 1
 
     async def complete(self, request: Mapping[str, Any]) -> Piece:
-        """A whole answer in one piece; ``first_token_s`` says how long its first token took.
+        """A whole answer in one piece; ``since_first_token_s`` says how long its first token has been there.
 
         Raises:
             RequestError, AdapterError, OverloadedError, ServingError: as `generate`.
         """
-        begun = time.monotonic()
-        text, logprobs, first_token_s = "", [], None
+        text, logprobs, first = "", [], None
         async for piece in self.generate(request):
-            first_token_s = first_token_s or time.monotonic() - begun
+            first = first or time.monotonic()
             text += piece["text"]
             logprobs += piece["logprobs"] or []
         wanted = request.get("logprobs") is not None
-        return piece | {"text": text, "logprobs": logprobs if wanted else None, "first_token_s": first_token_s}
+        return piece | {"text": text, "logprobs": logprobs if wanted else None,
+                        "since_first_token_s": time.monotonic() - first}
 
     def _model(self, adapter: str) -> str:
         if not adapter:

@@ -31,7 +31,7 @@ class ServingVersions:
         """Versions that may answer, the first choice first; empty if the culture has none.
 
         Args:
-            conversation: its first message. A conversation stays with one version as it grows.
+            conversation: the user's first message. A conversation stays with one version as it grows.
         """
         trial = self._registry.canaries().get(culture)
         names = self._registry.history(culture)[::-1]

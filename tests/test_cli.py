@@ -488,6 +488,13 @@ def test_the_router_is_told_with_its_thresholds(finished, capsys: pytest.Capture
     assert re.search(r"thresholds: named \d\.\d{3}, language \d\.\d{3}, classifier \d\.\d{3}; \d", said), said
 
 
+def test_training_one_culture_takes_the_adapter_that_serves_it_along(finished, capsys: pytest.CaptureFixture[str]) -> None:
+    serving = ["--set", "serving.system=culturemanager_retrieval"]
+    assert cli.execute(["train", "--plan", "--only", "turkey", str(finished[0]), *serving]) == 0
+    planned = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "turkey" in line]
+    assert planned == ["turkey", "retrieval_turkey"]
+
+
 def test_training_one_culture_again_makes_one_version_and_rollback_returns(finished) -> None:
     path, _ = finished
     done = command("train", path, "--only", "turkey", "--set", "training.rank=2")

@@ -43,6 +43,23 @@ def test_leakage_is_seen_where_no_spaces_are_written() -> None:
     assert held_out.shared_with("他说进屋之前请先脱鞋，谢谢") and not held_out.shared_with("请先脱鞋")
 
 
+@pytest.mark.parametrize(("kind", "more", "metric"), [
+    ("generation", {"fields": ["q"]}, "keyphrases"), ("multiple_choice", {"fields": ["q", "options"]}, "accuracy"),
+    ("classification", {"fields": ["q"], "labels": ["yes", "no"]}, "accuracy")])
+def test_a_task_that_names_no_metric_gets_its_kinds(tmp_path: Path, kind: str, more: dict, metric: str) -> None:
+    file = tmp_path / "task.yaml"
+    file.write_text(yaml.safe_dump({"id": "t", "kind": kind, "instruction": "?", "template": "{{ q }}"} | more))
+    assert load_task(file).metric == metric
+
+
+def test_a_wrong_kind_is_the_one_thing_told(tmp_path: Path) -> None:
+    file = tmp_path / "task.yaml"
+    file.write_text(yaml.safe_dump({"id": "t", "kind": "essay", "instruction": "?", "template": "{{ q }}", "fields": ["q"]}))
+    with pytest.raises(ConfigError, match="kind") as caught:
+        load_task(file)
+    assert "metric" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("kind", "more"), [("multiple_choice", {"fields": ["q", "options"]}), ("generation", {"fields": ["q"]})])
 def test_macro_f1_is_for_tasks_whose_items_share_their_labels(tmp_path: Path, kind: str, more: dict) -> None:
     file = tmp_path / "task.yaml"

@@ -294,7 +294,7 @@ def test_pieces_come_as_sent_and_the_last_has_reason_and_true_counts() -> None:
 def test_a_whole_answer_is_the_stream_put_together() -> None:
     with server(streams(*HELLO)) as running:
         piece = whole(running)
-    assert piece.pop("first_token_s") > 0
+    assert piece.pop("since_first_token_s") > 0
     assert piece == {"text": "Hello", "finish_reason": "stop", "prompt_tokens": 11, "completion_tokens": 2, "logprobs": None}
 
 

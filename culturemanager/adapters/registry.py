@@ -202,9 +202,7 @@ class AdapterRegistry:
         return version
 
     def _corrupt(self, path: Path, what: str) -> CorruptFileError:
-        culture = path.parent.name.rpartition("-v")[0]
-        return CorruptFileError(f"{path} {what}. Run `culturemanager train --only {culture}` to make a new version, "
-                                "or roll back to an older one.")
+        return CorruptFileError(f"{path} {what}. Run `culturemanager train` to make a new version, or roll back to an older one.")
 
     # ---- aliases
 

@@ -155,7 +155,7 @@ class ServingConfig(Section):
     max_queued_requests: int = Field(default=256, ge=1)
     """Requests waiting at a deployment before new ones get 429."""
     api_keys_env: str = "CULTUREMANAGER_API_KEYS"
-    """Environment variable with comma-separated API keys; unset means no key is asked for (local use only)."""
+    """Environment variable with comma-separated API keys; without it and `keys_file` no key is asked for (local use only)."""
     keys_file: str | None = None
     """YAML file with further keys as SHA-256 sums, their cultures and rates; `culturemanager keys new` writes it."""
     max_body_kb: int = Field(default=2048, ge=1)

@@ -42,6 +42,10 @@ def test_a_prompt_may_be_text_or_token_ids_alone_or_in_lists(client: openai.Open
 def test_each_of_several_prompts_is_routed_by_itself(client: openai.OpenAI) -> None:
     answer = complete(client, ["Do people tip in Istanbul?", "Do people tip in Hamburg?"], model="auto")
     assert [choice.culturemanager["culture"] for choice in answer.choices] == ["turkey", "germany"]
+    told = {}
+    for chunk in complete(client, ["Do people tip in Istanbul?", "Do people tip in Hamburg?"], model="auto", stream=True):
+        told.setdefault(chunk.choices[0].index, getattr(chunk, "culturemanager", None))
+    assert [told[number]["culture"] for number in (0, 1)] == ["turkey", "germany"]
 
 
 def test_n_answers_come_from_seeds_next_to_each_other(client: openai.OpenAI) -> None:
@@ -150,6 +154,8 @@ def test_tokens_go_out_and_come_back(http: httpx2.Client, registry: AdapterRegis
     ({"prompt": []}, "prompt"), ({"prompt": [""]}, "body"), ({"prompt": [[]]}, "prompt"), ({"prompt": [-1]}, "prompt"),
     ({"prompt": [2**31 - 1]}, None), ({"max_tokens": 0}, "body"), ({"logprobs": 99}, "logprobs"),
     ({"prompt": ["a"] * 100, "n": 2}, "body"), ({"best_of": 3}, "best_of"), ({"suffix": "x"}, "suffix"),
+    *(({"guided_choice": ["yes", "no"]} | beside, "body")
+      for beside in ({"n": 2}, {"stream": True}, {"logprobs": 0}, {"echo": True})),
 ])
 def test_a_wrong_completion_names_the_field(http: httpx2.Client, changes: dict, param: str | None) -> None:
     response = http.post("/v1/completions", json={"model": "embedded", "prompt": QUESTION} | changes)

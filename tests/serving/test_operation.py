@@ -75,6 +75,10 @@ def test_a_trial_gets_its_share_and_keeps_its_conversations(http: httpx2.Client,
         models = [ask(http, text).json()["model"] for text in texts]
         assert models == [trial if place("turkey", text) < 0.4 else serving for text in texts]
         assert 3 < models.count(trial) < 18
+        begun = [{"role": "system", "content": "You are polite."}]
+        grown = [{"role": "assistant", "content": "Two."}, {"role": "user", "content": "And in Ankara?"}]
+        asked = [[*begun, {"role": "user", "content": text}, *grown] for text in texts]
+        assert [ask(http, messages=messages).json()["model"] for messages in asked] == models
     finally:
         assert registry.rollback("turkey") == serving
     assert {ask(http, text).json()["model"] for text in texts[:6]} == {serving}
