@@ -240,8 +240,10 @@ def open_serving(project: Project, adapters: Iterable[str], spare_slots: int = 0
                                f"`culturemanager train`, or set `base.path` back.")
         loaded[name] = weights
     model, tokenizer = load_base_model(project.base_path, project.base.dtype, "cuda" if torch.cuda.is_available() else "cpu")
-    bank = AdapterBank(model, slots=max(1, len(wanted) + spare_slots),
-                       max_rank=max((shape.rank for shape, _ in loaded.values()), default=project.training.rank))
+    ranks = [shape.rank for shape, _ in loaded.values()]
+    if spare_slots:  # what may come: every version there is, and what training would make
+        ranks += [project.training.rank, *(version.rank for version in versions.readable())]
+    bank = AdapterBank(model, slots=max(1, len(wanted) + spare_slots), max_rank=max(ranks, default=project.training.rank))
     for name, (shape, tensors) in loaded.items():
         bank.load(name, shape, tensors)
     return Engine(model, tokenizer, bank, max_batch_rows=project.serving.max_batch_rows,

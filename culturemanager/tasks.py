@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import jinja2
 import jinja2.sandbox
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from culturemanager.errors import ConfigError
 from culturemanager.records import EvaluationItem, Task
@@ -65,11 +65,19 @@ class TaskFile(BaseModel):
     """Jinja2 text for the prompt, rendered in a sandbox."""
     labels: tuple[str, ...] = ()
     """Classification only: every answer there is, at least two."""
-    metric: Literal["accuracy", "macro_f1", "keyphrases"] = Field(default_factory=lambda task: METRICS[task["kind"]][0])
+    metric: Literal["accuracy", "macro_f1", "keyphrases"]
     """Without it, the first that `METRICS` names for the kind. `macro_f1` is for classification only; `keyphrases` scores free
     text by the phrases an item accepts and rejects."""
     seeds: tuple[dict[str, Any], ...] = ()
     """Worked items, `{inputs: {...}, answer: ...}`, shown to a language model as a pattern."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_the_kind(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or "metric" in fields:
+            return fields
+        metrics = METRICS.get(str(fields.get("kind")), ("accuracy",))  # of a wrong kind only the kind is told
+        return fields | {"metric": metrics[0]}
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskFile:

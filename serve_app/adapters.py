@@ -11,7 +11,7 @@ from torch import Tensor
 from culturemanager.adapters.bank import AdapterBank
 from culturemanager.adapters.registry import AdapterRegistry
 from culturemanager.adapters.shape import AdapterShape
-from culturemanager.errors import OverloadedError
+from culturemanager.errors import AdapterError, OverloadedError
 from culturemanager.inference.engine import Engine
 
 Weights = tuple[AdapterShape, Mapping[str, Tensor]]
@@ -56,6 +56,9 @@ class ServedAdapters:
             return
         if name not in self._bank.names:
             shape, tensors = weights or self._registry.load(name)
+            if shape.rank > self._bank.max_rank:
+                raise AdapterError(f"{name} has rank {shape.rank}, and when the endpoint started there was none above "
+                                   f"{self._bank.max_rank}. Restart the endpoint.")
             if len(self._bank.names) >= self._bank.slots:
                 self._drop_oldest()
             self._bank.load(name, shape, tensors)

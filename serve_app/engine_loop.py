@@ -53,23 +53,21 @@ class EngineLoop:
         self._work.put(work)
         return await future
 
-    async def in_turns(self, begin: Callable[[], Generator[Any, None, Any]], prepare: Callable[[], None]) -> Any:
+    async def in_turns(self, begin: Callable[[], Generator[Any, None, Any]]) -> Any:
         """Run a generator in the engine's thread, with a step of the engine after each of its own, and return its result.
 
         Being cancelled ends it after the turn it is in.
 
         Args:
-            begin: makes the generator.
-            prepare: runs right before each turn, since an adapter may have been dropped in between.
+            begin: makes the generator, in the engine's thread and in one piece with its first turn.
 
         Raises:
-            Exception: what the generator, `begin` or `prepare` raised.
+            Exception: what the generator or `begin` raised.
         """
         running: Generator[Any, None, Any] | None = None
 
         def turn() -> tuple[Any] | None:
             nonlocal running
-            prepare()
             running = running or begin()
             try:
                 next(running)
@@ -77,9 +75,16 @@ class EngineLoop:
                 return (end.value,)
             return None
 
-        while (ended := await self.call(turn)) is None:
-            pass
-        return ended[0]
+        def close() -> None:
+            if running:
+                running.close()
+
+        try:
+            while (ended := await self.call(turn)) is None:
+                pass
+            return ended[0]
+        finally:
+            self._work.put(close)  # its turn comes after that of the last `turn`
 
     async def generate(self, request: GenerationRequest, prepare: Callable[[], None]) -> AsyncIterator[list[TokenEvent]]:
         """The request's tokens, those that came together in one list. Leaving early cancels it and frees its row.

@@ -4,9 +4,10 @@ Annotations stay objects here (no `from __future__ import annotations`): FastAPI
 """
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
@@ -14,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from ray import serve
+from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from serve_app import playground
@@ -21,7 +23,7 @@ from serve_app.exposition import CONTENT_TYPE, Exposition
 from serve_app.failures import FAILURES, failure
 from serve_app.keys import ApiKey, ApiKeys
 from serve_app.limits import LimitBody
-from serve_app.merging import Stream, merged
+from serve_app.merging import merged
 from serve_app.openai_api import (
     ChatRequest,
     CompletionRequest,
@@ -86,6 +88,21 @@ def _answer_failure(error: Exception, record: RequestRecord | None = None) -> JS
         record.finish(told.status)
     return JSONResponse(error_body(told.message, told.kind), told.status,
                         headers=(record.headers() if record else {}) | told.headers)
+
+
+@contextlib.contextmanager
+def _together(calls: Sequence[DeploymentResponse | DeploymentResponseGenerator]) -> Iterator[None]:
+    """If one of a request's answers fails, no replica works on the others for nobody."""
+    try:
+        yield
+    except BaseException:
+        _cancel(calls)
+        raise
+
+
+def _cancel(calls: Iterable[DeploymentResponse | DeploymentResponseGenerator]) -> None:
+    for call in calls:
+        call.cancel()
 
 
 class FailureRoute(APIRoute):
@@ -234,6 +251,7 @@ class Ingress:
             return _answer_failure(error, record)
         refused = next((answer for answer in answers if "refused" in answer), None)
         if refused:
+            _cancel(answer["stream"] for answer in answers if "stream" in answer)
             record.finish(refused["status"])
             kind = KINDS.get(refused["status"], "invalid_request_error")
             return JSONResponse(error_body(refused["refused"], kind, refused["param"], refused["code"]), refused["status"],
@@ -253,16 +271,19 @@ class Ingress:
 
     async def _answers(self, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Every choice's whole answer."""
-        return await asyncio.gather(*(self._router.answer.remote(job) for job in jobs))
+        calls = [self._router.answer.remote(job) for job in jobs]
+        with _together(calls):
+            return await asyncio.gather(*calls)
 
     async def _begin_streams(self, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Every choice's decision, with the stream that follows it."""
         streams = [self._router.options(stream=True).stream.remote(job) for job in jobs]
-        heads = await asyncio.gather(*(anext(stream) for stream in streams))
+        with _together(streams):
+            heads = await asyncio.gather(*(anext(stream) for stream in streams))
         return [head | {"stream": stream} for head, stream in zip(heads, streams, strict=True)]
 
-    async def _events(self, streams: Sequence[Stream], shape: ResponseShape, wants_usage: bool, record: RequestRecord,
-                      jobs: Sequence[dict[str, Any]]) -> AsyncIterator[str]:
+    async def _events(self, streams: Sequence[DeploymentResponseGenerator], shape: ResponseShape, wants_usage: bool,
+                      record: RequestRecord, jobs: Sequence[dict[str, Any]]) -> AsyncIterator[str]:
         texts, newest = [""] * len(streams), {}
         begun: set[int] = set()
         status = 499  # unless the end is reached, the client went away
@@ -281,6 +302,8 @@ class Ingress:
             status = failure(error).status
             yield event(error_body(f"the answer broke off: {failure(error).message}", "api_error"))
         finally:
+            if status != 200:
+                _cancel(streams)
             record.finish(status, usage(newest.values()), self._texts(jobs, texts))
 
     def _texts(self, jobs: Sequence[dict[str, Any]], answers: Sequence[str]) -> dict[str, Any] | None:

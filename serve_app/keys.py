@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import os
 import secrets
 import time
@@ -167,7 +168,7 @@ class ApiKeys:
         left = min(most, left + (now - then) * most / 60)
         if left < 1:
             self._allowances[key.name] = left, now
-            wait = max(1, round((1 - left) * 60 / most))
+            wait = max(1, math.ceil((1 - left) * 60 / most))
             return Refusal(429, f"This key may ask {key.requests_per_minute} times a minute. Try again in {wait} s.", wait)
         self._allowances[key.name] = left - 1, now
         return None

@@ -12,6 +12,7 @@ from culturemanager import artifacts, config, metrics
 from culturemanager.chat import chat_ids
 from culturemanager.errors import AdapterError, RequestError
 from culturemanager.inference.engine import Generation, GenerationRequest, Sampling, ScoreRequest, TokenLogprob
+from culturemanager.inference.scoring import Passes
 from serve_app.adapters import ServedAdapters
 from serve_app.engine_loop import EngineLoop
 from serve_app.responses import Piece
@@ -109,8 +110,12 @@ class Replica:
         adapter = request["adapter"]
         asked = [ScoreRequest(ids, options, adapter)]
         load = await self._loader(adapter)
-        # Many long options take many passes, between which everyone else's tokens are computed.
-        (scores,) = await self._loop.in_turns(lambda: self._loop.engine.score_in_passes(asked), load)
+
+        def begin() -> Passes:
+            load()
+            return self._loop.engine.score_in_passes(asked)
+
+        (scores,) = await self._loop.in_turns(begin)
         text = options[scores.index(max(scores))]
         tokens = len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         return {"text": text, "finish_reason": "stop", "prompt_tokens": len(ids), "completion_tokens": tokens,

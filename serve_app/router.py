@@ -214,7 +214,10 @@ class CultureRouter:
         if self._prompts is None:
             status = await self._again_if_it_dies(lambda: self._replica.status.remote())
             # Not every server behind a replica tells its context.
-            self._prompts = PassagePrompts(self._system, self._tokenizer, status["context"] or self._tokenizer.model_max_length)
+            prompts = PassagePrompts(self._system, self._tokenizer, status["context"] or self._tokenizer.model_max_length)
+            if not status.get("reachable", True):  # and one that is still starting will
+                return prompts
+            self._prompts = prompts
         return self._prompts
 
     def _choose(self, request: dict[str, Any]) -> tuple[list[str], Route]:

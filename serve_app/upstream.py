@@ -21,7 +21,7 @@ from typing import Any
 import httpx2
 
 from culturemanager import config, metrics
-from culturemanager.errors import AdapterError, CultureManagerError, OverloadedError, RequestError, ServingError
+from culturemanager.errors import AdapterError, CultureManagerError, ModelError, OverloadedError, RequestError, ServingError
 from culturemanager.providers.llm_wire import MAX_RETRY_AFTER_S, retry_after_s
 from culturemanager.sections.model import UpstreamConfig
 from serve_app.responses import Piece
@@ -144,7 +144,11 @@ class Upstream:
                        "logprobs": (chunk.logprobs or []) if wants_logprobs else None}
         if reason is None:
             raise ServingError(f"{self._name} {'broke off' if told else 'ended without'} the answer. See its log.")
-        prompt_tokens, completion_tokens = usage or await self._count_tokens(request, text)
+        try:
+            prompt_tokens, completion_tokens = usage or await self._count_tokens(request, text)
+        except ModelError as error:  # the answer is good all the same
+            log.warning("%s does not tell a request's tokens, and they cannot be counted here: %s", self._name, error)
+            prompt_tokens, completion_tokens = 0, told
         yield {"text": "", "finish_reason": reason, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens,
                "logprobs": [] if wants_logprobs else None}
 

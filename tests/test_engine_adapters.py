@@ -92,6 +92,16 @@ def test_a_version_of_a_request_in_flight_stays_and_its_answer_is_its_own(served
     assert NAMES[0] not in bank.names
 
 
+def test_a_version_of_a_higher_rank_than_there_was_is_told_what_to_do(served):
+    adapters, bank, _, _ = served
+    wide = AdapterBank(tiny_model("llama", len(tiny_tokenizer())), slots=1, max_rank=4)
+    wide.add("wide", AdapterShape(4, 2.0), seed=0)
+    adapters.require(NAMES[0])
+    with pytest.raises(AdapterError, match=r"wide-v0001 has rank 4, .* above 2\. Restart the endpoint"):
+        adapters.require("wide-v0001", (AdapterShape(4, 2.0), wide.tensors("wide")))
+    assert set(bank.names) == {NAMES[0]}
+
+
 def test_files_are_read_in_another_thread_while_the_engine_answers(served):
     adapters, bank, engine, shelf = served
     submit(adapters, engine, NAMES[0])
@@ -137,6 +147,20 @@ def project_file(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("file", [VERSION_FILE, peft_format.WEIGHTS_FILE])
+def test_a_replica_has_room_for_every_rank_there_is_and_that_training_makes(project_file):
+    registry = AdapterRegistry(project_file.parent / "work" / "adapters")
+    base = str(project_file.parent / "base")
+    bank = AdapterBank(LlamaForCausalLM.from_pretrained(base), slots=1, max_rank=12)
+    bank.add("turkey", AdapterShape(12, 2.0), seed=0)
+    registry.publish("turkey", AdapterShape(12, 2.0), bank.tensors("turkey"), base, bank.targets, "1" * 64, {})
+
+    def ranks(rank: int, spare: int) -> int:
+        project = load(project_file, [f"training.rank={rank}"])
+        return artifacts.open_serving(project, ["turkey-v0001"], spare)[2].max_rank
+
+    assert [ranks(3, 1), ranks(16, 1), ranks(16, 0)] == [12, 16, 2]
+
+
 def test_a_replica_starts_without_a_damaged_version_and_answers_with_it_once_it_is_whole(project_file, caplog, file):
     path = project_file.parent / "work" / "adapters" / "turkey-v0001" / file
     content = path.read_bytes()

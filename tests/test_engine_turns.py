@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from culturemanager.adapters.bank import AdapterBank
 from culturemanager.errors import AdapterError
 from culturemanager.inference import scoring
 from culturemanager.inference.engine import Engine, ScoreRequest
 from culturemanager.inference.runner import ModelRunner
 from serve_app.adapters import ServedAdapters
 from serve_app.engine_loop import EngineLoop
-from tests.test_engine import CONTEXT, Setting, build_setting
+from tests.test_engine import CONTEXT, Setting, build_setting, tiny_model
 from tests.test_engine_adapters import Shelf
 
 OPTIONS = ("yes", "Tea first. Shoes off at the door.", "", "no", "a" * 30, "Who pays?", "é", "yes, at the door", "no tips")
@@ -44,7 +45,11 @@ def loop(llama) -> Iterator[EngineLoop]:
 
 
 def choosing(loop: EngineLoop, request: ScoreRequest, prepare: Callable[[], None] = lambda: None):
-    return loop.in_turns(lambda: loop.engine.score_in_passes([request]), prepare)
+    def begin() -> scoring.Passes:
+        prepare()
+        return loop.engine.score_in_passes([request])
+
+    return loop.in_turns(begin)
 
 
 def test_a_stream_goes_on_while_two_requests_compare_many_answers(llama, loop, work):
@@ -65,27 +70,29 @@ def test_a_stream_goes_on_while_two_requests_compare_many_answers(llama, loop, w
     assert max(len(list(run)) for what, run in itertools.groupby(work[:last_step]) if what == "pass") <= 2
 
 
-def test_an_adapter_that_was_dropped_between_two_passes_comes_back(llama, work):
+def test_an_adapter_stays_from_the_first_pass_to_the_last(llama, work):
     weights = {name: (llama.bank.shapes[name], llama.bank.tensors(name)) for name in llama.bank.names}
+    bank = AdapterBank(tiny_model("llama", len(llama.tokenizer)), slots=2, max_rank=8)
+    loop = EngineLoop(Engine(bank.model, llama.tokenizer, bank))
+    adapters = ServedAdapters(Shelf(weights), bank, loop.engine)
 
-    request = ScoreRequest(llama.prompts[0], OPTIONS, "greece")
-    alone = llama.engine().score([request])
-    loop = EngineLoop(llama.engine())
-    adapters = ServedAdapters(Shelf(weights), llama.bank, loop.engine)
-    drops = []
+    async def others_come() -> list[tuple[float, ...]]:
+        choice = choosing(loop, ScoreRequest(llama.prompts[0], OPTIONS, "greece"), lambda: adapters.require("greece"))
+        choosing_now = asyncio.ensure_future(choice)
+        while not work:
+            await asyncio.sleep(0)
+        for name in ("jordan", "mexico", "jordan"):
+            await loop.call(lambda name=name: adapters.require(name))
+            assert "greece" in bank.names
+        assert len(work) < len(OPTIONS)  # it is still under way
+        return await choosing_now
 
-    def prepare() -> None:
-        if work:
-            llama.bank.remove("greece")
-            drops.append("greece")
-        adapters.require("greece")
-
-    work.clear()
     try:
-        assert asyncio.run(choosing(loop, request, prepare)) == [pytest.approx(one, abs=2e-5) for one in alone]
+        assert asyncio.run(others_come()) == [pytest.approx(one, abs=2e-5) for one in
+                                              llama.engine().score([ScoreRequest(llama.prompts[0], OPTIONS, "greece")])]
+        assert asyncio.run(loop.call(lambda: loop.engine.adapters_in_use)) == set()
     finally:
         loop.stop()
-    assert len(drops) == len(OPTIONS)
 
 
 def test_a_caller_that_leaves_ends_its_passes(llama, loop, work):
@@ -102,19 +109,17 @@ def test_a_caller_that_leaves_ends_its_passes(llama, loop, work):
         with pytest.raises(asyncio.CancelledError):
             await asking
         go_on.set()
-        await loop.call(lambda: None)
+        assert await loop.call(lambda: loop.engine.adapters_in_use) == set()
 
     asyncio.run(leave())
     assert work == ["pass"]
 
 
-def test_an_error_in_a_later_pass_reaches_the_caller_and_the_loop_goes_on(llama, loop, work):
-    def prepare() -> None:
-        if work:
-            raise AdapterError("all gone")
-
-    with pytest.raises(AdapterError, match="all gone"):
-        asyncio.run(choosing(loop, ScoreRequest(llama.prompts[0], OPTIONS, "greece"), prepare))
-    assert work == ["pass"]
-    scores = asyncio.run(choosing(loop, ScoreRequest(llama.prompts[0], OPTIONS[:1], "")))
-    assert scores == llama.engine().score([ScoreRequest(llama.prompts[0], OPTIONS[:1], "")])
+def test_an_error_in_a_later_pass_reaches_the_caller_and_the_loop_goes_on(llama, loop, work, monkeypatch):
+    monkeypatch.setattr(scoring.math, "isfinite", lambda _: len(work) < 3)
+    with pytest.raises(AdapterError, match="greece"):
+        asyncio.run(choosing(loop, ScoreRequest(llama.prompts[0], OPTIONS, "greece")))
+    assert work == ["pass"] * 3 and loop.engine.adapters_in_use == set()
+    monkeypatch.undo()
+    request = ScoreRequest(llama.prompts[0], OPTIONS[:1], "")
+    assert asyncio.run(choosing(loop, request)) == [pytest.approx(one, abs=2e-5) for one in llama.engine().score([request])]

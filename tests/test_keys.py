@@ -32,6 +32,8 @@ def test_an_allowance_refills_evenly_and_never_holds_more_than_a_minute():
     key = ApiKey(name="a", sha256="0" * 64, requests_per_minute=6)
     assert [keys.take(key) for _ in range(6)] == [None] * 6
     assert keys.take(key).retry_after_s == 10
+    now = 0.7
+    assert keys.take(key).retry_after_s == 10  # 9.3 s: who comes after 9 would be refused again
     now = 10.0
     assert keys.take(key) is None and keys.take(key).status == 429
     now = 10_000.0

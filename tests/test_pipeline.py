@@ -100,6 +100,34 @@ def test_rows_are_out_of_date_once_an_item_says_something_else(small_run, tmp_pa
     assert all(status.values())
 
 
+def test_other_pages_make_all_that_came_of_them_out_of_date(small_run, tmp_path):
+    loaded = config.load(shutil.copytree(small_run.parent, tmp_path / "copy") / small_run.name)
+    assert all(pipeline.stage_status(loaded).values())
+    stage, key = artifacts.workspace(loaded).stage("pages"), pipeline.Synthesis(loaded, None).fingerprint("pages")
+    rows, details = stage.read_rows(), stage.manifest().details
+
+    def fetched_again(rows: list[dict]) -> dict[str, bool]:
+        with stage.writing(key) as draft:
+            draft.write_rows(rows)
+            draft.details = details
+        return pipeline.stage_status(loaded)
+
+    assert all(fetched_again(rows).values())  # the same as before
+    assert fetched_again(rows[:-1]) == {"queries": True, "pages": True, "passages": False, "index": False, "examples": False}
+
+
+@pytest.mark.parametrize(("changed", "again"), [({"model": "other"}, True), ({"temperature": 0}, True),
+                                                ({"concurrency": 2}, False), ({"timeout_s": 9}, False)])
+def test_queries_are_written_again_by_another_language_model_if_one_writes_them(small_run, changed: dict, again: bool):
+    def key(llm: bool, changes: dict) -> str:
+        generator = json.dumps({"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m"} | changes)
+        settings = [f"queries.llm={json.dumps(llm)}", f"examples.generator={generator}"]
+        return pipeline.Synthesis(config.load(small_run, settings), None).fingerprint("queries")
+
+    assert (key(True, {}) != key(True, changed)) is again
+    assert key(False, {}) == key(False, changed)
+
+
 def test_where_no_page_is_found_nothing_counts_as_done(ray_cluster, tmp_path):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "menu.md").write_text("# Menu\n\nSoup of the day.\n")

@@ -20,7 +20,7 @@ import openai
 import pytest
 
 from culturemanager import artifacts, config
-from culturemanager.errors import AdapterError, ConfigError, OverloadedError, RequestError, ServingError
+from culturemanager.errors import AdapterError, ConfigError, ModelError, OverloadedError, RequestError, ServingError
 from culturemanager.sections.model import UpstreamConfig
 from serve_app.upstream import TokenCounter, Upstream, read_key
 from serve_app.upstream_wire import message_of
@@ -340,6 +340,18 @@ def test_usage_may_come_with_any_event_and_done_may_be_missing() -> None:
     with server(streams(last, ROLE)) as running:
         piece = whole(running)
     assert (piece["text"], piece["finish_reason"], piece["prompt_tokens"], piece["completion_tokens"]) == ("x", "length", 5, 1)
+
+
+def test_an_answer_whose_tokens_nobody_can_count_is_an_answer(caplog: pytest.LogCaptureFixture,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    async def count(request: Any, answer: str) -> tuple[int, int]:
+        raise ModelError("no tokenizer here")
+
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    with server(streams(says("Hel"), says("lo", "stop"), DONE)) as running:
+        piece = whole(running, count=count)
+    assert (piece["text"], piece["finish_reason"], piece["prompt_tokens"], piece["completion_tokens"]) == ("Hello", "stop", 0, 2)
+    assert "no tokenizer here" in caplog.text
 
 
 def test_tokens_are_counted_here_where_the_server_does_not_tell() -> None:

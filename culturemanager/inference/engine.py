@@ -12,6 +12,7 @@ An engine belongs to one thread.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Container, Sequence
 
 import torch
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from culturemanager.adapters.bank import AdapterBank
 from culturemanager.errors import AdapterError, ModelError, RequestError
-from culturemanager.inference.logprobs import token_logprobs
+from culturemanager.inference.logprobs import score_prompts, token_logprobs
 from culturemanager.inference.prefixes import NOTHING, Match, PrefixCache
 from culturemanager.inference.requests import (
     FinishReason,
@@ -86,6 +87,7 @@ class Engine:
         self._ends = _end_ids(model, tokenizer)
         self._scheduler = Scheduler(max_batch_rows, prefill_tokens, max(1, SCORED_LOGITS // self._runner.vocabulary))
         self._reused_tokens = 0
+        self._scored: Counter[str] = Counter()  # adapters of answers that are being compared
         self._ids = itertools.count(1)
         self._events: list[TokenEvent] = []
 
@@ -154,7 +156,7 @@ class Engine:
     @property
     def adapters_in_use(self) -> set[str]:
         """Adapters of requests that have not ended; these must stay in the bank."""
-        return {active.request.adapter for active in self._scheduler if active.request.adapter}
+        return ({active.request.adapter for active in self._scheduler} | set(+self._scored)) - {""}
 
     @property
     def cache_bytes(self) -> int:
@@ -222,7 +224,7 @@ class Engine:
                 on_progress(done, len(requests), "score")
 
     def score_in_passes(self, requests: Sequence[ScoreRequest]) -> Passes:
-        """As `score`, for callers that `step` in between. The adapters must lie in the bank at each `next`.
+        """As `score`, for callers that `step` in between, and `close` what they do not exhaust.
 
         Raises:
             RequestError, AdapterError: as `score`; those of a request itself before anything is computed.
@@ -232,9 +234,18 @@ class Engine:
             longest = max(len(options[text]) for text in request.options)
             self._check_length(len(request.prompt_ids), longest, "the longest option")
             self._check_adapter(request.adapter)
-        return score_options(requests, options, self._tokenizer.eos_token_id, self._runner, self._bank)
+        passes = score_options(requests, options, self._tokenizer.eos_token_id, self._runner, self._bank)
+        return self._holding([request.adapter for request in requests], passes)
 
     # ---- how
+
+    def _holding(self, adapters: Sequence[str], passes: Passes) -> Passes:
+        """The same passes, with these adapters in use from the first one on."""
+        self._scored.update(adapters)
+        try:
+            return (yield from passes)
+        finally:
+            self._scored.subtract(adapters)
 
     def _find_prefix(self, active: ActiveRequest) -> Match:
         """What is held of a waiting request's prompt, none of which helps if every token's score is wanted."""
@@ -255,7 +266,7 @@ class Engine:
             chunk.active.reused += chunk.match.tokens
             self._reused_tokens += chunk.match.tokens
         if scored:
-            _score_prompts(chunks, logits)
+            score_prompts(chunks, logits)
         if chunks[0].ends_prompt:  # then all do
             self._prefixes.store([(active.content, active.request.prompt_ids) for active in batch], first_row)
             last = [len(chunk) - 1 if scored else 0 for chunk in chunks]
@@ -335,13 +346,3 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     configured = getattr(model.generation_config, "eos_token_id", None)
     more = configured if isinstance(configured, (list, tuple)) else [configured]
     return frozenset({tokenizer.eos_token_id, *(token for token in more if token is not None)})
-
-
-def _score_prompts(chunks: Sequence[Chunk], logits: Tensor) -> None:
-    """Note the log-probabilities of the prompt tokens that follow those of the chunks; logits [rows, longest, vocabulary]."""
-    for chunk, scores in zip(chunks, logits, strict=True):
-        request = chunk.active.request
-        following = request.prompt_ids[chunk.start + 1:chunk.end + 1]
-        if following:
-            alternatives = [request.logprobs or 0] * len(following)
-            chunk.active.prompt_logprobs += token_logprobs(scores[:len(following)], following, alternatives)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from culturemanager.inference.requests import TokenLogprob
+from culturemanager.inference.scheduler import Chunk
 
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], alternatives: Sequence[int]) -> list[TokenLogprob]:
@@ -26,3 +27,13 @@ def token_logprobs(logits: Tensor, tokens: Sequence[int], alternatives: Sequence
     likely = [list(zip(*row, strict=True)) for row in zip(ids.tolist(), (values - whole).tolist(), strict=True)]
     return [TokenLogprob(token, logprob, tuple(row[:count]))
             for token, logprob, row, count in zip(tokens, chosen, likely, alternatives, strict=True)]
+
+
+def score_prompts(chunks: Sequence[Chunk], logits: Tensor) -> None:
+    """Note the log-probabilities of the prompt tokens that follow those of the chunks; logits [rows, longest, vocabulary]."""
+    for chunk, scores in zip(chunks, logits, strict=True):
+        request = chunk.active.request
+        following = request.prompt_ids[chunk.start + 1:chunk.end + 1]
+        if following:
+            alternatives = [request.logprobs or 0] * len(following)
+            chunk.active.prompt_logprobs += token_logprobs(scores[:len(following)], following, alternatives)

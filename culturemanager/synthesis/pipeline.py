@@ -6,6 +6,7 @@ the stage before, and goes on from where an interrupted run stopped.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections import Counter
@@ -17,7 +18,7 @@ from culturemanager import metrics
 from culturemanager.config import Project
 from culturemanager.cultures import resolve_cultures
 from culturemanager.embedded.base_model import cache_folder
-from culturemanager.errors import NothingFoundError, SynthesisError
+from culturemanager.errors import CorruptFileError, IncompleteStageError, NothingFoundError, SynthesisError
 from culturemanager.items import load_items
 from culturemanager.ngrams import WordRuns, item_texts
 from culturemanager.records import Culture, Page, Passage, Query, Task, to_rows
@@ -27,6 +28,9 @@ from culturemanager.tasks import load_task
 STAGES = ("queries", "pages", "passages", "index", "examples")
 CODE_VERSION = 2
 """Raise it when a stage's code changes what it writes."""
+
+WRITER = {"base_url", "model", "temperature", "max_tokens"}
+"""Settings of a language model that decide what it writes."""
 
 ProgressReport = Callable[[int, int, str], None]
 
@@ -64,17 +68,25 @@ class Synthesis:
         self.tasks: list[Task] = [load_task(project.resolve(path)) for path in project.tasks]
 
     def fingerprint(self, stage: str) -> str:
-        """What the stage's output depends on: its settings and the stages before it."""
+        """What the stage's output depends on: its settings, the stages before it, and what lies there of the one before."""
         project, cultures, tasks = self.project, to_rows(self.cultures), to_rows(self.tasks)
+        writer = project.examples.generator.model_dump(include=WRITER) if project.queries.llm else {}
         settings: dict[str, list[Any]] = {
-            "queries": [project.queries.model_dump(), cultures, tasks],
+            "queries": [project.queries.model_dump(), cultures, tasks, *([writer] if writer else [])],
             "pages": [project.pages.model_dump(), _folder_state(project)],
             "passages": [project.passages.model_dump()],
             "index": [project.index.model_dump(), project.embedding.model],
             "examples": [project.examples.model_dump(), project.embedding.model, self.held_out if stage == "examples" else []],
         }
         before = {"queries": None, "pages": "queries", "passages": "pages", "index": "passages", "examples": "passages"}[stage]
-        return fingerprint(CODE_VERSION, stage, settings[stage], self.fingerprint(before) if before else "")
+        return fingerprint(CODE_VERSION, stage, settings[stage],
+                           *([self.fingerprint(before), self._files(before)] if before else [""]))
+
+    def _files(self, stage: str) -> Mapping[str, Any] | None:
+        """Names and sums of what a stage has written; None: nothing, or nobody knows."""
+        with contextlib.suppress(IncompleteStageError, CorruptFileError):
+            return self.workspace.stage(stage).manifest().files
+        return None
 
     @functools.cached_property
     def held_out(self) -> list[str]:

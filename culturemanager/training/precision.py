@@ -15,7 +15,8 @@ from culturemanager.adapters.targets import LINEAR
 
 def products_of(precision: str, device: str) -> torch.dtype:
     """The type of matrix products that `training.precision` means on this machine; device: `cpu` or `cuda`."""
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    native = (torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda"
+              else torch.cpu._is_avx512_bf16_supported())
     return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and native) else torch.float32
 
 

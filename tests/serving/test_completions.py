@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import httpx2
 import openai
@@ -60,6 +61,17 @@ def test_several_answers_are_streamed_side_by_side(client: openai.OpenAI) -> Non
     for chunk in complete(client, n=3, temperature=1.5, seed=7, max_tokens=12, stream=True):
         texts[chunk.choices[0].index] += chunk.choices[0].text
     assert texts == [choice.text for choice in complete(client, n=3, temperature=1.5, seed=7, max_tokens=12).choices]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_no_replica_goes_on_for_a_request_that_failed(http: httpx2.Client, stream: bool) -> None:
+    long = {"model": "embedded", "prompt": [QUESTION, "tea " * 3000], "max_tokens": 1500, "temperature": 2, "seed": 1,
+            "stream": stream}
+    assert http.post("/v1/completions", json=long).status_code == 400
+    until = time.monotonic() + 10  # 1500 tokens take longer
+    while http.get("/v1/status").json()["engine"]["running"]:
+        assert time.monotonic() < until
+        time.sleep(0.2)
 
 
 # Log-probabilities
