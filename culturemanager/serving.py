@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -20,10 +21,13 @@ def serve(path: str | Path, overrides: Sequence[str] = (), *, logs: bool = False
     Raises:
         ConfigError: the project file is wrong.
         IncompleteStageError: the router is not there yet.
-        ServingError: the port is taken, keys are missing, or the application did not start.
+        ServingError: the port is taken, keys are missing, `RAY_ADDRESS` is set, or the application did not start.
     """
     project = config.load(path, overrides)
     check(project)
+    if os.environ.get("RAY_ADDRESS"):  # there it would take the place of what was deployed, and outlive this command
+        raise ServingError("RAY_ADDRESS names a running cluster, and `culturemanager serve` serves from this machine. Unset it; or "
+                           "deploy to the cluster: serve deploy cluster/serve.yaml")
     with cluster.connect(logs=logs):
         from ray import serve as ray_serve
         from ray.serve.exceptions import RayServeException

@@ -34,6 +34,8 @@ class ApplicationArgs(BaseModel):
     """Path of the project file on every node."""
     overrides: list[str] = Field(default=[], alias="set")
     """Settings as `a.b=c`, like the command line's `--set`."""
+    keys_revision: int = 0
+    """Any other number makes `serve deploy` build the application anew, and so read keys that have changed."""
     without_keys: bool = False
     """Let everybody ask if no API key is set; for a port that only this machine reaches."""
 

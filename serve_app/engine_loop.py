@@ -13,6 +13,8 @@ from typing import Any
 from culturemanager.errors import CultureManagerError, ServingError
 from culturemanager.inference.engine import Engine, Generation, GenerationRequest, TokenEvent
 
+MOST_FAILED_STEPS = 3
+
 
 class EngineLoop:
     """The one thread that touches the engine and its bank.
@@ -25,12 +27,14 @@ class EngineLoop:
         self.engine = engine
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._listeners: dict[int, Callable[[TokenEvent | BaseException], None]] = {}
+        self._failed_steps = 0  # in a row
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        """Whether it computes. A GPU that failed once may fail at every step from then on."""
+        return self._thread.is_alive() and self._failed_steps < MOST_FAILED_STEPS
 
     def stop(self) -> None:
         """End the thread after the step it is in."""
@@ -164,8 +168,11 @@ class EngineLoop:
                 try:
                     events = self.engine.step()
                 except (CultureManagerError, RuntimeError) as error:
+                    self._failed_steps += isinstance(error, RuntimeError)
                     self._fail(error)
                     continue
+                if any(event.finish_reason != "cancelled" for event in events):  # something was computed
+                    self._failed_steps = 0
                 for event in events:
                     listener = self._listeners.get(event.request_id)
                     if event.finish_reason:

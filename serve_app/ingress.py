@@ -154,10 +154,14 @@ class Ingress:
     async def health(self) -> dict[str, Any]:
         """Whether the model answers; open to load balancers. Versions that failed are named; `/v1/status` tells why."""
         try:
-            status = await self._router.status.remote()
+            told = await self._router.health.remote()
         except FAILURES as error:
+            if failure(error).status == 429:  # it is busy answering
+                return {"status": "busy", "failed": []}
             raise HTTPException(503, "The model is not ready. Try again in a few seconds.", {"Retry-After": "5"}) from error
-        return {"status": "degraded" if status["failed"] else "ok", "failed": sorted(status["failed"])}
+        if not told["reachable"]:
+            raise HTTPException(503, "The server behind the endpoint does not answer.", {"Retry-After": "5"})
+        return {"status": "degraded" if told["failed"] else "ok", "failed": told["failed"]}
 
     @api.get("/openapi.json", include_in_schema=False, dependencies=[Depends(caller)])
     async def schema(self, request: Request) -> dict[str, Any]:
@@ -174,7 +178,7 @@ class Ingress:
         """Every name that `model` may hold."""
         return {"object": "list", "data": [_model(name) for name in await self._names(key)]}
 
-    @api.get("/v1/models/{name}")
+    @api.get("/v1/models/{name:path}")
     async def model(self, name: str, key: Caller) -> dict[str, Any]:
         """One of them."""
         if name not in await self._names(key):
@@ -210,9 +214,9 @@ class Ingress:
     async def tokenize(self, body: TokenizeRequest) -> Response:
         """Token ids of a text or a conversation, and the tokens a request may have."""
         messages = [message.plain() for message in body.messages] if body.messages else None
-        tokens, status = await asyncio.gather(
-            self._router.tokenize.remote(body.prompt, messages, body.add_special_tokens), self._router.status.remote())
-        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": status["engine"]["context"]})
+        tokens, context = await asyncio.gather(
+            self._router.tokenize.remote(body.prompt, messages, body.add_special_tokens), self._router.context.remote())
+        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": context})
 
     @api.post("/detokenize", dependencies=[Depends(caller)])
     async def detokenize(self, body: DetokenizeRequest) -> Response:

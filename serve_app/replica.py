@@ -130,7 +130,7 @@ class Replica:
     def check_health(self) -> None:
         """Ray Serve asks every few seconds, and restarts the replica when this raises."""
         if not self._loop.alive:
-            raise RuntimeError("the engine's thread has ended")
+            raise RuntimeError("the engine's thread has ended, or every step of it fails")
         for figure in ("running", "waiting", "cache_bytes"):
             metrics.gauge("culturemanager_engine", self.status()[figure], figure=figure)
 

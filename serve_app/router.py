@@ -16,6 +16,7 @@ from culturemanager.errors import AdapterError, CultureManagerError, RequestErro
 from culturemanager.records import Route
 from serve_app.failures import failure
 from serve_app.passages import PassagePrompts
+from serve_app.replica_status import ReplicaStatus
 from serve_app.sources import TrainingSources
 from serve_app.versions import ServingVersions
 
@@ -59,6 +60,7 @@ class CultureRouter:
         self._prompts: PassagePrompts | None = None
         self._sources = TrainingSources(self._project)
         self._replica = replica
+        self._replica_status = ReplicaStatus(lambda: self._replica.status.remote())
 
     # ---- what is there
 
@@ -75,6 +77,15 @@ class CultureRouter:
         engine = await self._replica.status.remote()
         trials = {culture: {"version": name, "share": share} for culture, (name, share) in self._registry.canaries().items()}
         return {"engine": engine, "serving": self._registry.aliases(), "trials": trials, "failed": self._versions.condemned}
+
+    async def health(self) -> dict[str, Any]:
+        """Whether a replica answers, and its server, if it has one; versions that failed. Never waits long behind answers."""
+        engine = await self._replica_status.get()
+        return {"reachable": engine.get("reachable", True), "failed": sorted(self._versions.condemned)}
+
+    async def context(self) -> int | None:
+        """Tokens a request may have; None: its server does not tell."""
+        return (await self._replica_status.get())["context"]
 
     def route(self, texts: list[str]) -> list[Route]:
         """The decision alone, for several texts."""

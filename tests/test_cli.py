@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from culturemanager import cli, cluster, console, doctor, errors
+from culturemanager import cli, cluster, console, doctor, errors, serving
 from culturemanager.errors import ConfigError, EmbeddingError, SynthesisError
 from tests.few_items import write_few_items
 
@@ -185,6 +185,13 @@ def test_exit_code_says_whose_turn_it_is(project: Path, capsys: pytest.CaptureFi
                                          code: int, arguments: list[str]) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # none of them gets as far as to need a cluster
     assert cli.execute([argument.replace("{project}", str(project)) for argument in arguments]) == code
+
+
+def test_serve_does_not_take_the_place_of_what_a_cluster_serves(monkeypatch: pytest.MonkeyPatch, project: Path) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(serving, "check", lambda _: None)
+    with pytest.raises(errors.ServingError, match="serve deploy"):
+        serving.serve(project)
 
 
 # A project

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from culturemanager.embedded.base_model import WEIGHTS_PACKAGE, WEIGHTS_VERSION
 from culturemanager.metrics import METRICS
-from serve_app.app import FULL
+from serve_app.app import FULL, ApplicationArgs
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster"
@@ -194,10 +194,29 @@ def test_readme_creates_every_secret_the_manifests_name() -> None:
 
 
 def test_service_pods_outlive_the_longest_graceful_shutdown() -> None:
-    longest = max(deployment["graceful_shutdown_timeout_s"] for deployment in deployments())
+    outer_first = [deployment["graceful_shutdown_timeout_s"] for deployment in deployments()]
+    assert outer_first == sorted(outer_first, reverse=True)  # an answer goes through all of them
     worker = dict(pods("rayservice.yaml"))["cpu"]
-    assert worker["terminationGracePeriodSeconds"] > longest
-    assert read("rayservice.yaml")["spec"]["rayClusterDeletionDelaySeconds"] > longest
+    (container,) = worker["containers"]
+    drained = int(next(one["value"] for one in container["env"] if one["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"))
+    assert worker["terminationGracePeriodSeconds"] > drained > outer_first[0]
+    longest_answer = read("serve.yaml")["http_options"]["request_timeout_s"]
+    assert read("rayservice.yaml")["spec"]["rayClusterDeletionDelaySeconds"] > longest_answer
+
+
+def test_ray_heeds_the_time_to_drain() -> None:
+    from ray._private import ray_constants
+
+    assert hasattr(ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")
+
+
+@pytest.mark.parametrize("text", ["rayjob.yaml", "README.md"])
+def test_drivers_run_where_there_is_memory_for_a_model(text: str) -> None:
+    if text == "rayjob.yaml":
+        assert read(text)["spec"]["entrypointNumCpus"] == 1
+    else:
+        submitted = re.findall(r"ray job submit .*", (CLUSTER / text).read_text(encoding="utf-8"))
+        assert submitted and all("--entrypoint-num-cpus 1" in line for line in submitted)
 
 
 # Versions
@@ -372,7 +391,9 @@ def test_rayservice_deploys_the_application_of_the_serve_config() -> None:
 def test_serve_config_builds_our_app_and_tunes_every_deployment() -> None:
     (application,) = read("serve.yaml")["applications"]
     assert application["import_path"] == "serve_app.app:build"
-    assert application["args"] == {"project": "examples/etiquette.yaml"}
+    cpus = deployments()[-1]["ray_actor_options"]["num_cpus"]
+    assert application["args"] == {"project": "examples/etiquette.yaml", "set": [f"serving.threads_per_replica={cpus}"]}
+    ApplicationArgs.model_validate(application["args"] | {"keys_revision": 2})
     assert (ROOT / application["args"]["project"]).exists()
     assert [deployment["name"] for deployment in deployments()] == ["Ingress", "CultureRouter", "Replica"]
     for deployment in deployments():

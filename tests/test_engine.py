@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import threading
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from culturemanager.adapters.bank import AdapterBank
 from culturemanager.adapters.shape import AdapterShape
 from culturemanager.chat import chat_ids
 from culturemanager.embedded.base_model import bare_model, build_tokenizer, weights_file
-from culturemanager.errors import AdapterError, ModelError, RequestError
+from culturemanager.errors import AdapterError, ModelError, RequestError, ServingError
 from culturemanager.inference import scoring
 from culturemanager.inference.engine import Engine, Generation, GenerationRequest, Sampling, ScoreRequest
 from culturemanager.inference.runner import ModelRunner
@@ -420,6 +421,30 @@ def test_a_caller_that_leaves_while_its_request_is_submitted_frees_its_row(llama
 
     try:
         assert asyncio.run(leave()) == (0, 0)
+    finally:
+        loop.stop()
+
+
+def test_a_loop_whose_every_step_fails_is_not_alive_and_one_that_fails_now_and_then_is(llama, monkeypatch):
+    loop, step = EngineLoop(llama.engine()), Engine.step
+    broken = [True, True, False, True, True, False]
+
+    def fail_or_step(engine: Engine) -> list:
+        if (engine.waiting or engine.running) and broken and broken.pop(0):
+            raise RuntimeError("CUDA error")
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", fail_or_step)
+
+    async def ask() -> bool:
+        with contextlib.suppress(ServingError):
+            await loop.complete(llama.request(0, "", max_new_tokens=1), lambda: None)
+        return loop.alive
+
+    try:
+        assert [asyncio.run(ask()) for _ in range(6)] == [True] * 6
+        broken += [True] * 3
+        assert [asyncio.run(ask()) for _ in range(3)] == [True, True, False]
     finally:
         loop.stop()
 

@@ -111,7 +111,7 @@ def stand_in(ray_cluster) -> Iterator[httpx2.Client]:
         def status(self) -> None:
             raise CorruptFileError("/home/somebody/aliases.json is damaged.")
 
-        models = route = tokenizer_info = sources = tokenize = lambda self, *_: self.status()
+        models = route = tokenizer_info = sources = tokenize = health = context = lambda self, *_: self.status()
 
     serve.start(http_options={"host": "127.0.0.1", "port": 8431})
     ingress = Ingress.options(max_ongoing_requests=100, ray_actor_options=little)

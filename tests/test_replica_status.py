@@ -1,0 +1,98 @@
+"""Health is told while a replica is too busy to tell, once for all who ask."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from ray.serve.exceptions import BackPressureError
+
+from serve_app import replica_status
+from serve_app.replica_status import ReplicaStatus
+
+
+class Replica:
+    """Answers what a test lets it answer, when it lets it."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.free = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def status(self) -> dict[str, Any]:
+        self.asked += 1
+        number = self.asked
+        await self.free.wait()
+        if self.error:
+            raise self.error
+        return {"number": number}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_status, "FRESH_S", 0.0)
+    monkeypatch.setattr(replica_status, "PATIENCE_S", 0.05)
+
+
+def test_all_who_ask_together_share_one_question_and_one_who_leaves_takes_nothing_away() -> None:
+    async def ask() -> tuple[list[dict], int]:
+        replica = Replica()
+        status = ReplicaStatus(replica.status)
+        callers = [asyncio.ensure_future(status.get()) for _ in range(3)]
+        await asyncio.sleep(0)
+        callers[0].cancel()
+        await asyncio.sleep(0)
+        replica.free.set()
+        return await asyncio.gather(*callers[1:]), replica.asked
+
+    assert asyncio.run(ask()) == ([{"number": 1}] * 2, 1)
+
+
+def test_a_busy_replica_is_as_it_was_for_a_while_and_its_late_answer_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> list[dict]:
+        replica = Replica()
+        status = ReplicaStatus(replica.status)
+        replica.free.set()
+        told = [await status.get()]
+        replica.free.clear()
+        told.append(await status.get())
+        replica.free.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        monkeypatch.setattr(replica_status, "FRESH_S", 60.0)
+        return [*told, await status.get()]
+
+    assert asyncio.run(ask()) == [{"number": 1}, {"number": 1}, {"number": 2}]
+
+
+@pytest.mark.parametrize(("error", "told"), [(BackPressureError(1, 1), True), (RuntimeError("dead"), False)])
+def test_a_full_queue_is_no_failure_where_something_is_known_and_a_failure_is_one(error: Exception, told: bool) -> None:
+    async def ask() -> dict:
+        replica = Replica()
+        replica.free.set()
+        status = ReplicaStatus(replica.status)
+        replica.error = error
+        with pytest.raises(type(error)):
+            await status.get()
+        replica.error = None
+        known = await status.get()
+        replica.error = error
+        if told:
+            assert await status.get() == known
+        else:
+            with pytest.raises(type(error)):
+                await status.get()
+        replica.error = None
+        return await status.get()
+
+    assert asyncio.run(ask()) == {"number": 4}
+
+
+def test_nothing_known_is_waited_for() -> None:
+    async def ask() -> dict:
+        replica = Replica()
+        asyncio.get_running_loop().call_later(0.2, replica.free.set)
+        return await ReplicaStatus(replica.status).get()
+
+    assert asyncio.run(ask()) == {"number": 1}
