@@ -97,8 +97,10 @@ def from_validation_rows(project: Project) -> Iterator[Question]:
     tasks = {task.id: task for task in artifacts.tasks(project)}
     for row in artifacts.examples(project):
         if row.split == "validation":
+            free = not answers(tasks[row.task], row.inputs)
             yield Question(tasks[row.task], row.inputs, row.quote,
-                           lambda text, row=row: text == row.completion or overlap(text, row.completion) >= 0.5,
+                           lambda text, row=row, free=free: (text == row.completion
+                                                             or (free and overlap(text, row.completion) >= 0.5)),
                            row.culture)
 
 

@@ -227,7 +227,8 @@ def with_the_trainer(model: PreTrainedModel, model_name: str, regime: Regime,
             build_model(model_name), LoraConfig(r=SHAPE.rank, lora_alpha=SHAPE.alpha, target_modules=targets)
         )
         set_peft_model_state_dict(wrapped, {f"base_model.model.{key}.weight": value for key, value in start.items()})
-        optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=PEAK_RATE, weight_decay=0.0)
+        optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=PEAK_RATE, weight_decay=0.0,
+                                      fused=True)  # as the trainer's own default is
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, regime.steps, 1.0, 0.05))
         # our loop's order, so that both see the same batches
         order = [row for batch in epoch_batches(own, regime.rows, number, 0) for row in batch]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -142,6 +142,7 @@ def _embedder(config: EmbeddingConfig) -> Embedder:
 def open_index(project: Project, embedder: Embedder) -> PassageIndex:
     from culturemanager.synthesis.index import PassageIndex
 
+    _require_embedding(project, "index")
     return PassageIndex.open(workspace(project).stage("index"), embedder)
 
 
@@ -154,10 +155,15 @@ def open_retriever(project: Project, embedder: Embedder) -> PassageRetriever:
     from culturemanager.evaluation.retrieval import PassageRetriever
 
     index, by_id = open_index(project, embedder), {passage.id: passage for passage in passages(project)}
-    if not index.passage_ids <= by_id.keys():
+    require_same_passages(project, index, by_id.keys())
+    return PassageRetriever(index, by_id)
+
+
+def require_same_passages(project: Project, index: PassageIndex, ids: Set[str]) -> None:
+    """Raise `IncompleteStageError` if the index finds passages that are not there."""
+    if not index.passage_ids <= ids:
         raise IncompleteStageError(f"The index in {project.workspace_url} was built from other passages than are there now. "
                                    "Run `culturemanager index`.")
-    return PassageRetriever(index, by_id)
 
 
 def served_adapters(project: Project) -> dict[str, str]:
@@ -202,7 +208,17 @@ def open_served_system(project: Project, embedder: Embedder) -> ServedSystem:
 def open_router(project: Project, embedder: Embedder) -> CultureRouter:
     from culturemanager.routing.router import CultureRouter
 
+    _require_embedding(project, "router")
     return CultureRouter.load(workspace(project).stage("router"), embedder)
+
+
+def _require_embedding(project: Project, stage: str) -> None:
+    """Raise `IncompleteStageError` for a stage that was made with another embedding model: its size alone tells little."""
+    made_with = workspace(project).stage(stage).manifest().details["embedding"]
+    if made_with != project.embedding.model:
+        raise IncompleteStageError(f"The stage {stage!r} in {project.workspace_url} was made with the embedding model "
+                                   f"{made_with!r}, and the project's is {project.embedding.model!r}. Run `culturemanager run`, "
+                                   "or set `embedding.model` back.")
 
 
 def open_serving(project: Project, adapters: Iterable[str], spare_slots: int = 0,
@@ -222,22 +238,26 @@ def open_serving(project: Project, adapters: Iterable[str], spare_slots: int = 0
     import torch
 
     from culturemanager.adapters.bank import AdapterBank
-    from culturemanager.base_model import load_base_model, resolve_base_model
+    from culturemanager.base_model import content_digest, load_base_model, resolve_base_model
     from culturemanager.inference.engine import Engine
 
     versions, base = registry(project), resolve_base_model(project.base_path)
+    digest = functools.cache(lambda: content_digest(base))
     wanted, loaded = list(dict.fromkeys(adapters)), {}
     for name in wanted:
         try:
-            made_for, weights = versions.get(name).base_model, versions.load(name)
+            version, weights = versions.get(name), versions.load(name)
         except (AdapterError, StorageError) as error:
             if on_damage is None:
                 raise
             on_damage(name, error)
             continue
-        if PurePath(made_for).name != PurePath(base).name:  # the folder may lie elsewhere on another machine
-            raise AdapterError(f"{name} was trained on the base model {made_for}, and the project's is {base}. Run "
+        if PurePath(version.base_model).name != PurePath(base).name:  # the folder may lie elsewhere on another machine
+            raise AdapterError(f"{name} was trained on the base model {version.base_model}, and the project's is {base}. Run "
                                f"`culturemanager train`, or set `base.path` back.")
+        if version.base_digest and version.base_digest != digest():
+            raise AdapterError(f"{name} was trained on {version.base_model}, and the files of {base} are no longer the same. Run "
+                               "`culturemanager train`, or put the old files back.")
         loaded[name] = weights
     model, tokenizer = load_base_model(project.base_path, project.base.dtype, "cuda" if torch.cuda.is_available() else "cpu")
     ranks = [shape.rank for shape, _ in loaded.values()]

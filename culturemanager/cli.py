@@ -298,7 +298,8 @@ def router(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) ->
     shares = {name: "none" if figures[name] is None else f"{100 * figures[name]:.1f}%" for name in ("precision", "coverage")}
     thresholds = ", ".join(f"{signal} {threshold:.3f}" for signal, threshold in figures["thresholds"].items())
     console.say(f"thresholds: {thresholds}; {shares['precision']} of what is routed goes to the right culture, "
-                f"{shares['coverage']} of what could be routed is ({figures['measured_rows']:,} held-out rows)")
+                f"{shares['coverage']} of what could be routed is ({figures['measured_rows']:,} held-out rows, those that the "
+                "thresholds were chosen on)")
 
 
 @command(app, "evaluate", "evaluate alps.yaml", STAGE_PANEL)

@@ -82,8 +82,8 @@ class Project(Section):
         return f"{self._file}: {field}" if self._file else field
 
     def resolve(self, path: str) -> Path:
-        """A path of this file, relative to the folder the file lies in."""
-        return (self._folder / path).resolve()
+        """A path of this file, relative to the folder the file lies in; `~` is the user's home."""
+        return (self._folder / Path(path).expanduser()).resolve()
 
     @property
     def workspace_url(self) -> str:

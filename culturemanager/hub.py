@@ -77,7 +77,22 @@ def require(name: str, field: str) -> None:
 
 
 def fetch_config(name: str) -> Path:
-    """The model's `config.json`, downloaded unless it is cached; `require` comes first."""
-    import huggingface_hub
+    """The model's `config.json`, downloaded unless it is cached; `require` comes first.
 
-    return Path(huggingface_hub.hf_hub_download(name, CONFIG))
+    Raises:
+        UnknownModelError: the model has none.
+        ModelError: the hub does not answer any more.
+    """
+    import httpx2
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, CONFIG))
+    except EntryNotFoundError:
+        raise UnknownModelError(f"The model {name!r} has no {CONFIG}: expected one that transformers loads, with safetensors "
+                                "weights, and not a file for another program (GGUF).") from None
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{CONFIG} of the model {name!r} could not be downloaded ({reason}). Run the same command "
+                         "again.") from None

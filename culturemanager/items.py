@@ -92,7 +92,13 @@ def load_items(source: str | Path, tasks: Sequence[Task], cultures: Sequence[Cul
         elif item.task not in by_task:
             left_out["task not in the project"] += 1
         else:
-            _check_fits(where, by_task[item.task], item)
+            try:
+                _check_fits(where, by_task[item.task], item)
+            except ConfigError:
+                if str(source) != EMBEDDED:
+                    raise
+                left_out["made for a shipped task, and the project's of that name differs"] += 1
+                continue
             items.append(item)
     return ItemSet(tuple(items), dict(left_out))
 

@@ -12,15 +12,17 @@ class WordRuns:
     """Every run of `n` words of some texts; case and punctuation do not count.
 
     Args:
-        texts: the held-out texts. One of fewer than `n` words has no run and matches nothing.
+        texts: the held-out texts. One of fewer than `n` words has no run and shares none.
         n: words in a run.
+        whole: texts that count as repeated when all of their words are, however few.
     """
 
-    def __init__(self, texts: Iterable[str], n: int = 8) -> None:
+    def __init__(self, texts: Iterable[str], n: int = 8, whole: Iterable[str] = ()) -> None:
         if n < 1:
             raise ValueError(f"a run has at least one word, got n={n}")
         self.n = n
         self._runs = {run for text in texts for run in self._of(text)}
+        self._whole = frozenset(map(normalise, whole))
 
     def _of(self, text: str) -> list[tuple[str, ...]]:
         words = normalise(text).split()
@@ -29,6 +31,10 @@ class WordRuns:
     def shared_with(self, text: str) -> str | None:
         """The first run that `text` has in common with the held-out texts; `None` if there is none."""
         return next((" ".join(run) for run in self._of(text) if run in self._runs), None)
+
+    def repeats(self, text: str) -> bool:
+        """Whether `text` is one of the whole texts."""
+        return normalise(text) in self._whole
 
 
 def item_texts(item: EvaluationItem) -> list[str]:

@@ -185,11 +185,7 @@ def fit_router(project: Project, progress: Progress | None = None) -> dict[str, 
     from culturemanager.routing.router import CultureRouter
 
     require_examples(project)
-    workspace, cultures = artifacts.workspace(project), artifacts.cultures(project)
-    stage = workspace.stage("router")
-    sources = [workspace.stage(name).manifest().files for name in ("examples", "passages")]
-    key = fingerprint(ROUTER_VERSION, project.router.model_dump(), project.embedding.model, project.seed, to_rows(cultures),
-                      sources)
+    stage, key, cultures = artifacts.workspace(project).stage("router"), _router_key(project), artifacts.cultures(project)
     embedder = artifacts.open_embedder(project)
     if stage.is_complete(key):
         return CultureRouter.load(stage, embedder).report()
@@ -198,23 +194,38 @@ def fit_router(project: Project, progress: Progress | None = None) -> dict[str, 
     router = CultureRouter.fit(artifacts.examples(project), artifacts.passages(project), cultures, embedder,
                                project.router, project.seed)
     with stage.writing(key) as draft:
+        draft.details = {"embedding": project.embedding.model}
         router.save(draft)
     if progress:
         progress(1, 1, "router")
     return router.report()
 
 
+def _router_key(project: Project) -> str:
+    """What the router depends on: its settings and the contents of the stages it is made from."""
+    workspace = artifacts.workspace(project)
+    sources = [workspace.stage(name).manifest().files for name in ("examples", "passages")]
+    return fingerprint(ROUTER_VERSION, project.router.model_dump(), project.embedding.model, project.seed,
+                       to_rows(artifacts.cultures(project)), sources)
+
+
 def evaluate(project: Project, progress: Progress | None = None) -> Evaluation:
     """Every compared system on the held-out items, and the report.
 
     Raises:
-        IncompleteStageError: the router, or a stage that a system needs, is not there yet.
+        IncompleteStageError: the rows, the router, or a stage that a system needs, are not there yet or out of date: rows
+            made without a look at these very items may repeat them.
         AdapterError: a system has none of its adapters.
     """
     from culturemanager.evaluation import provenance, report, runner
     from culturemanager.evaluation.baselines import required_adapters, select_systems
 
+    require_examples(project)
     workspace, settings = artifacts.workspace(project), project.evaluation
+    workspace.stage("router").manifest()
+    if not workspace.stage("router").is_complete(_router_key(project)):
+        raise IncompleteStageError(f"The router in {project.workspace_url} was made with other settings or rows. Run "
+                                   "`culturemanager router` with this project file first.")
     cultures, tasks, items = artifacts.cultures(project), artifacts.tasks(project), artifacts.items(project)
     serving = artifacts.registry(project).aliases()
     needed = required_adapters(settings.systems, [culture.id for culture in cultures])
@@ -247,4 +258,4 @@ def _evaluation_key(project: Project, adapters: Mapping[str, str], items: ItemSe
     weights = {name: registry.get(version).content_digest for name, version in adapters.items()}
     known = [to_rows(records) for records in (items.items, artifacts.cultures(project), artifacts.tasks(project))]
     return fingerprint(EVALUATION_VERSION, project.evaluation.model_dump(), project.name, project.seed, base,
-                       project.base.dtype, known, inputs, weights)
+                       project.base.dtype, project.embedding.model, known, inputs, weights)

@@ -25,12 +25,14 @@ def search_passages(project: Project, text: str, culture: str = "", limit: int =
 
     Raises:
         ConfigError: the text is empty, or the culture is not the project's.
-        IncompleteStageError: the index is not there yet.
+        IncompleteStageError: the index is not there yet, or of other passages.
     """
     require_text(text)
     artifacts.require_culture(project, culture)
-    hits = artifacts.open_index(project, artifacts.open_embedder(project)).search([text], culture=culture or None, limit=limit)[0]
     passages = {(passage.id, passage.culture): passage for passage in artifacts.passages(project)}
+    index = artifacts.open_index(project, artifacts.open_embedder(project))
+    artifacts.require_same_passages(project, index, {id for id, _ in passages})
+    hits = index.search([text], culture=culture or None, limit=limit)[0]
     return [FoundPassage(hit.score, passages[hit.passage_id, hit.culture]) for hit in hits]
 
 

@@ -204,6 +204,8 @@ class AdapterVersion(Record):
     content_digest: str
     """SHA-256 of the weights file."""
     created_at: str
+    base_digest: str = ""
+    """Stands for what the base model computes (`base_model.content_digest`); empty: nobody knows."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 

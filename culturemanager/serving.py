@@ -26,8 +26,8 @@ def serve(path: str | Path, overrides: Sequence[str] = (), *, logs: bool = False
     project = config.load(path, overrides)
     check(project)
     if os.environ.get("RAY_ADDRESS"):  # there it would take the place of what was deployed, and outlive this command
-        raise ServingError("RAY_ADDRESS names a running cluster, and `culturemanager serve` serves from this machine. Unset it; or "
-                           "deploy to the cluster: serve deploy cluster/serve.yaml")
+        raise ServingError("RAY_ADDRESS names a running cluster, and `culturemanager serve` serves from this machine. Unset it; "
+                           "or deploy to the cluster: serve deploy cluster/serve.yaml")
     with cluster.connect(logs=logs):
         from ray import serve as ray_serve
         from ray.serve.exceptions import RayServeException

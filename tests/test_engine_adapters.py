@@ -15,6 +15,7 @@ from culturemanager.adapters import peft_format
 from culturemanager.adapters.bank import AdapterBank
 from culturemanager.adapters.registry import VERSION_FILE, AdapterRegistry
 from culturemanager.adapters.shape import AdapterShape
+from culturemanager.base_model import content_digest
 from culturemanager.config import load
 from culturemanager.errors import AdapterError, CorruptFileError, OverloadedError
 from culturemanager.inference.engine import Engine, GenerationRequest
@@ -144,6 +145,21 @@ def project_file(tmp_path) -> Path:
     path.write_text(f"name: n\nworkspace: work\ncultures: [turkey, germany]\ntasks: [t.yaml]\nbase: {{path: {base}}}\n"
                     "serving: {threads_per_replica: 1, spare_adapters: 1}\n")
     return path
+
+
+def test_a_version_trained_on_other_weights_of_that_name_is_not_served(project_file):
+    registry = AdapterRegistry(project_file.parent / "work" / "adapters")
+    base = str(project_file.parent / "base")
+    bank = AdapterBank(LlamaForCausalLM.from_pretrained(base), slots=1, max_rank=2)
+    bank.add("turkey", AdapterShape(2, 2.0), seed=0)
+    for digest, served in ((content_digest(base), True), ("0" * 64, False)):
+        version = registry.publish("turkey", AdapterShape(2, 2.0), bank.tensors("turkey"), base, bank.targets, "1" * 64, {},
+                                   base_digest=digest)
+        if served:
+            artifacts.open_serving(load(project_file), [version.name])
+        else:
+            with pytest.raises(AdapterError, match=f"{version.name} was trained on .* no longer the same"):
+                artifacts.open_serving(load(project_file), [version.name])
 
 
 @pytest.mark.parametrize("file", [VERSION_FILE, peft_format.WEIGHTS_FILE])

@@ -78,6 +78,13 @@ def test_the_kind_follows_the_size():
     assert build_shard(unit(10), "flat").ntotal == 10
 
 
+def test_a_shard_of_too_few_for_codes_is_flat(tmp_path):
+    workspace, vectors = write(tmp_path, 210, IndexConfig(kind="ivfpq", shard_size=200))
+    assert workspace.stage("index").manifest().details["kind"] == "flat+ivfpq"
+    index = PassageIndex.open(workspace.stage("index"), FixedEmbedder(vectors))
+    assert index.search(["205"], limit=1)[0][0].passage_id == "p205"
+
+
 def test_a_flipped_bit_is_noticed_before_faiss_reads_it(tmp_path):
     workspace, vectors = write(tmp_path, 100, IndexConfig())
     path = tmp_path / "index" / "shard-0000.faiss"

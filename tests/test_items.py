@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,14 @@ def test_items_of_cultures_and_tasks_that_the_project_lacks_are_left_out_and_cou
     assert found.left_out == {"task not in the project": 1, "culture not in the project": 1}
 
 
+def test_shipped_items_that_do_not_fit_the_projects_task_of_that_name_are_left_out():
+    acceptability = next(task for task in PLACE_TASKS if task.id == "acceptability")
+    other = replace(acceptability, labels=("acceptable", "unacceptable"))
+    found = load_items("embedded", [other], resolve_cultures(["turkey"]))
+    assert found.items == ()
+    assert found.left_out["made for a shipped task, and the project's of that name differs"] == 15
+
+
 @pytest.mark.parametrize(("line", "message"), [
     ("{not json", r"items.jsonl:2: not valid JSON"),
     ('["a", "b"]', r"items.jsonl:2: expected `key: value` pairs"),
@@ -91,6 +100,12 @@ ITEM = EvaluationItem("1", "turkey", "choice", {"question": "When guests arrive 
 def test_a_run_of_eight_words_is_leakage_and_seven_are_not():
     words = "when guests arrive late what should the host".split()
     assert leakage([f"Dear reader, {' '.join(words)} say?", " ".join(words[:7]) + " butler"], [ITEM]) == [True, False]
+
+
+def test_a_short_text_repeats_one_only_as_a_whole():
+    held_out = WordRuns([], whole=["Burping after dinner."])
+    assert held_out.repeats("burping, after dinner") and not held_out.repeats("Burping after dinner loudly.")
+    assert held_out.shared_with("Burping after dinner.") is None
 
 
 def test_case_and_punctuation_hide_no_leakage():

@@ -92,6 +92,29 @@ def test_an_engine_that_is_down_is_given_up_soon_and_asked_again_by_the_next_run
     assert [page.url for page in result.pages] == ["http://a/"] and not result.dropped
 
 
+def test_an_engine_that_goes_down_midway_is_asked_the_rest_by_the_next_run(ray_cluster, tmp_path) -> None:
+    hits = {str(n): ["a"] if n < 20 else "engine is down." for n in range(40)}
+    queries = [query(text, "zorland") for text in hits]
+    with pytest.raises(SearchError, match=r"went down before \d+ of 40 queries were searched: engine is down\. Run the same"):
+        collect_pages(queries, PagesConfig(actors=1), functools.partial(Listed, hits), AnyPage, draft(tmp_path))
+    log = tmp_path / "searched.log"
+    up = dict.fromkeys(hits, ["a"])
+    result = collect_pages(queries, PagesConfig(), functools.partial(Listed, up, log), AnyPage, draft(tmp_path))
+    assert sorted(lines(log), key=int) == [str(n) for n in range(20, 40)] and not result.dropped
+
+
+def test_most_of_the_pages_gone_for_reasons_that_may_pass_is_an_error_and_half_of_them_is_none(ray_cluster, tmp_path) -> None:
+    failures = tmp_path / "failures.json"
+    collect = functools.partial(collect_pages, [query("q", "zorland")], PagesConfig(hits_per_query=4),
+                                functools.partial(Listed, {"q": ["a", "b", "c", "d"]}), functools.partial(AnyPage, failures),
+                                draft(tmp_path))
+    failures.write_text(json.dumps(dict.fromkeys(["http://a/", "http://b/", "http://c/"], "network")))
+    with pytest.raises(FetchError, match=r"only 1 of 4 pages could be fetched.*run the same command again"):
+        collect()
+    failures.write_text(json.dumps(dict.fromkeys(["http://a/", "http://b/"], "network")))
+    assert len(collect().pages) == 2
+
+
 def test_no_network_is_an_error_and_not_an_empty_stage(ray_cluster, tmp_path) -> None:
     failures = tmp_path / "failures.json"
     failures.write_text(json.dumps({"http://a/": "network", "http://b/": "timeout"}))

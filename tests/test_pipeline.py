@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from culturemanager import artifacts, config, project
+from culturemanager import artifacts, config, project, questions
 from culturemanager.adapters.registry import AdapterRegistry
-from culturemanager.errors import NothingFoundError
+from culturemanager.errors import IncompleteStageError, NothingFoundError
 from culturemanager.records import Example
 from culturemanager.storage import FOLDERS
 from culturemanager.synthesis import pipeline
@@ -98,6 +98,29 @@ def test_rows_are_out_of_date_once_an_item_says_something_else(small_run, tmp_pa
     status = pipeline.stage_status(loaded)
     assert not status.pop("examples")
     assert all(status.values())
+    with pytest.raises(IncompleteStageError, match="out of date: examples"):
+        project.evaluate(loaded)
+
+
+def test_what_was_made_with_another_embedding_model_is_not_used(small_run):
+    loaded = config.load(small_run)
+    embedder = artifacts.open_embedder(loaded)
+    other = config.load(small_run, ["embedding.model=sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"])
+    for name, opened in (("index", artifacts.open_index), ("router", artifacts.open_router)):
+        opened(loaded, embedder)
+        with pytest.raises(IncompleteStageError, match=f"The stage '{name}' .* with the embedding model 'embedded'"):
+            opened(other, embedder)
+
+
+def test_an_index_of_other_passages_is_told_by_search_too(small_run, tmp_path):
+    loaded = config.load(shutil.copytree(small_run.parent, tmp_path / "copy") / small_run.name)
+    stage = artifacts.workspace(loaded).stage("passages")
+    rows, manifest = stage.read_rows(), stage.manifest()
+    with stage.writing(manifest.fingerprint) as draft:
+        draft.write_rows([row for row in rows if row["id"] != rows[0]["id"]])
+        draft.details = manifest.details
+    with pytest.raises(IncompleteStageError, match="other passages"):
+        questions.search_passages(loaded, "tipping")
 
 
 def test_other_pages_make_all_that_came_of_them_out_of_date(small_run, tmp_path):

@@ -280,6 +280,17 @@ def test_the_hub_is_asked_once_and_its_answer_is_told(hub_site, tmp_path: Path, 
     assert hub_site.asked(CONFIG) == 1
 
 
+@pytest.mark.parametrize(("reply", "expected"), [
+    (Reply(status=404, headers={"X-Error-Code": "EntryNotFound"}), "UnknownModelError 2 The model '{name}' has no config.json"),
+    (Reply(status=503), "ModelError 1 config.json of the model '{name}' could not be downloaded ("),
+])
+def test_a_model_whose_settings_cannot_be_had_is_told_in_one_line(hub_site, tmp_path: Path, reply: Reply, expected: str) -> None:
+    hub_site.routes[CONFIG] = reply
+    fetch = [REQUIRE[0], REQUIRE[1].replace(f"hub.require({NAME!r}, 'base.path')", f"hub.fetch_config({NAME!r})")]
+    done, _ = asked(fetch, hub_site.url, tmp_path)
+    assert done.stdout.startswith(expected.format(name=NAME)) and done.stdout.count("\n") == 1
+
+
 def test_a_hub_that_is_not_reached_is_told_at_once(tmp_path: Path) -> None:
     done, seconds = asked(REQUIRE, CLOSED, tmp_path)
     assert done.stdout.startswith(f"ModelError 1 {CLOSED} cannot be reached (") and "not in the local cache" in done.stdout

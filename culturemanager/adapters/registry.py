@@ -47,13 +47,14 @@ class AdapterRegistry:
 
     def publish(self, culture: str, shape: AdapterShape, tensors: Mapping[str, Tensor], base_model: str,
                 targets: Sequence[str], data_digest: str, metrics: Mapping[str, Any], *,
-                module_names: Iterable[str] | None = None) -> AdapterVersion:
+                module_names: Iterable[str] | None = None, base_digest: str = "") -> AdapterVersion:
         """Write the culture's next version. It serves nobody until it is promoted.
 
         Args:
             culture: the culture's id, or another lower-case word (``joint``).
             data_digest: SHA-256 over the training rows and hyperparameters.
             metrics: JSON values worth keeping with the version: losses, rows, seconds.
+            base_digest: the base model's `content_digest`.
             shape, tensors, base_model, targets, module_names: as `peft_format.save` takes them.
 
         Raises:
@@ -71,7 +72,7 @@ class AdapterRegistry:
             files = {path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in draft.iterdir()}
             version = AdapterVersion(
                 name="", culture=culture, version=0, base_model=base_model, rank=shape.rank, data_digest=data_digest,
-                content_digest=files[peft_format.WEIGHTS_FILE]["sha256"], metrics=dict(metrics),
+                base_digest=base_digest, content_digest=files[peft_format.WEIGHTS_FILE]["sha256"], metrics=dict(metrics),
                 created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
             return self._place(draft, version, files)
         finally:

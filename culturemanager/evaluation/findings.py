@@ -68,8 +68,8 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
                 said.append(f"{what}, it answers {percent(systems[name]['accuracy'])} right ({points(change)} points).")
     own, others = diagonal(summary["interference"])
     if own is not None and others is not None:
-        said.append(f"On closed questions, a culture\u2019s own adapter is right on {percent(own)}, another culture\u2019s "
-                    f"adapter on {percent(others)}.")
+        said.append(f"On {summary['interference_items']} closed questions of each culture, its own adapter is right on "
+                    f"{percent(own)}, another culture\u2019s adapter on {percent(others)}.")
     router = summary["router"]
     if router["accuracy_with_cue"] is not None:
         said.append(f"The router sends {percent(router['accuracy_with_cue'])} of the questions that show their culture "

@@ -140,6 +140,8 @@ def evaluate(engine: Engine, tokenizer: PreTrainedTokenizerBase, adapters: Mappi
         "chance": metrics.chance(run.items, tasks),
         "router": metrics.router_figures(run.items, routes),
         "interference": metrics.interference([_score(question, said[question.key], "").score for question in forced]),
+        "interference_items": max(Counter(culture for _, culture in {(q.item.id, q.item.culture) for q in forced}).values(),
+                                  default=0),
         "adapters": dict(adapters),
         "adapters_missing": missing,
         "prompts_shortened": dict(run.shortened),

@@ -103,6 +103,7 @@ class View:
                "below.")
         return {"chart": charts.heat_map(values, list(map(self.culture, rows)), list(map(self.culture, columns)),
                                          "adapter of", "questions of", alt, outlined),
+                "items": self.summary["interference_items"],
                 "columns": list(map(self.culture, columns)),
                 "rows": [{"label": self.culture(row), "cells": [cell(value) for value in own]}
                          for row, own in zip(rows, values, strict=True)]}

@@ -24,6 +24,9 @@ WEB_ENCODINGS = frozenset({
 # Labels that browsers read as a superset, because pages so labelled use its characters.
 SUPERSETS = {"ascii": "cp1252", "iso8859-1": "cp1252", "gb2312": "gb18030", "utf-16": "utf-16-le"}
 
+UNSEEN = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
+                    "\ufff9-\ufffb\U000e0000-\U000e007f]")
+"""Control and format characters, which a terminal may obey, but for line ends and the joiners that some scripts write with."""
 INVISIBLE = ("script", "style", "noscript", "template", "svg")
 TITLE_CHARACTERS = 300
 
@@ -79,4 +82,4 @@ def title_and_text(text: str, content_type: str) -> tuple[str, str]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:TITLE_CHARACTERS]
+    return " ".join(UNSEEN.sub("", text).split())[:TITLE_CHARACTERS]

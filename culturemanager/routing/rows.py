@@ -147,7 +147,9 @@ def _cued_rows(example: Example, culture: Culture, cultures: Sequence[Culture], 
     names = (culture.name, *culture.countries[:2])
     listed = random_state.choice(cues.held_out[culture.id] if random_state.random() < 0.7 else names)
     yield row(with_cue(example, listed, random_state), culture.id, "named")
-    yield row(with_cue(example, random_state.choice(cues.held_out[culture.id]), random_state), culture.id, "unlisted")
+    unlisted = random_state.choice(cues.held_out[culture.id])
+    if unlisted not in cues.training[culture.id]:  # a culture of one cue has none that the classifier has not seen
+        yield row(with_cue(example, unlisted, random_state), culture.id, "unlisted")
     if cues.shared[culture.id]:
         yield row(with_cue(example, random_state.choice(cues.shared[culture.id]), random_state), NOWHERE, "shared")
     yield row(with_cue(example, random_state.choice(cues.abroad_held_out), random_state), NOWHERE, "abroad")

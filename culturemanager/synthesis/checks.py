@@ -65,7 +65,8 @@ class Checker:
                 key = (example.culture, example.task, normalise(example.prompt))
                 if key in seen:
                     reason = "duplicate: same prompt"
-                elif any(map(self._items.shared_with, (f"{example.prompt} {example.completion}", example.quote))):
+                elif (any(map(self._items.shared_with, (f"{example.prompt} {example.completion}", example.quote)))
+                      or any(self._items.repeats(value) for value in example.inputs.values() if isinstance(value, str))):
                     reason = "leakage: shares words with an evaluation item"
                 else:
                     seen.add(key)

@@ -25,6 +25,8 @@ FLAT_UP_TO = 50_000
 HNSW_UP_TO = 1_000_000
 HNSW_LINKS = 32
 CODE_BYTES = 48
+TRAINABLE = 39
+"""Vectors for each centroid, below which FAISS warns of too few; IVF-PQ of fewer than these is of no use."""
 OVERSAMPLE = 20
 """A search limited to one culture asks each shard for this many times the hits wanted, at first."""
 
@@ -78,6 +80,8 @@ def embed_passages(passages: Sequence[Passage], config: EmbeddingConfig,
 
 def choose_kind(count: int, config: IndexConfig) -> str:
     """The index kind for a shard of `count` vectors."""
+    if config.kind == "ivfpq" and count < TRAINABLE:
+        return "flat"
     if config.kind != "auto":
         return config.kind
     return "flat" if count <= FLAT_UP_TO else "hnsw" if count <= HNSW_UP_TO else "ivfpq"
@@ -91,9 +95,9 @@ def build_shard(vectors: np.ndarray, kind: str) -> faiss.Index:
     elif kind == "hnsw":
         index = faiss.IndexHNSWFlat(dimension, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
     else:
-        lists = max(1, min(int(4 * count**0.5), count // 39))
+        lists = max(1, min(int(4 * count**0.5), count // TRAINABLE))
         codes = next(m for m in range(min(CODE_BYTES, dimension), 0, -1) if dimension % m == 0)
-        bits = 8 if count >= 256 * 39 else 4
+        bits = 8 if count >= 256 * TRAINABLE else 4
         index = faiss.IndexIVFPQ(faiss.IndexFlatIP(dimension), dimension, lists, codes, bits, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = max(8, lists // 8)
         index.train(vectors)

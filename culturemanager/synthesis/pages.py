@@ -32,6 +32,10 @@ FAILURES_IN_A_ROW = 8
 """After so many, an actor takes the search engine to be down and asks it no more."""
 PASSING = frozenset({"timeout", "network"})
 """Reasons for which a page is tried again when an interrupted stage goes on."""
+UNASKED = "unasked"
+"""Why a query failed that the search engine was no longer asked."""
+MOST_PASSING = 0.5
+"""Of all pages, that may fail for such reasons in a stage that counts as complete: some servers never answer."""
 
 Item = TypeVar("Item")
 Progress = Callable[[int, int, str], None]
@@ -73,22 +77,21 @@ def collect_pages(queries: Sequence[Query], config: PagesConfig, search_factory:
             batches under way are kept.
 
     Raises:
-        SearchError: the provider cannot be used, or failed on every query.
-        FetchError: not one page came, all for reasons that may pass (no network).
+        SearchError: the provider cannot be used, failed on every query, or went down before all were searched.
+        FetchError: most pages did not come, for reasons that may pass (no network).
     """
     results = _Results(draft)
     results.complete("search", _taking_turns(queries, lambda query: query.culture), lambda query: query.id,
                      lambda query: {"id": query.id, "text": query.text, "language": query.language},
                      _Factory(SearchWork, search_factory, config.hits_per_query), config.actors, progress,
                      "queries searched")
-    results.require_some("search", SearchError, "every query failed. The first time: {first}")
+    results.require_searched()
 
     choices, dropped = _choose(queries, results.done["search"], config.per_culture)
     urls = sorted({choice.url for choice in choices})
     results.complete("fetch", _taking_turns(urls, _site), lambda url: url, lambda url: {"url": url},
                      _Factory(FetchWork, fetcher_factory), config.actors, progress, "pages fetched")
-    results.require_some("fetch", FetchError, "no page could be fetched. The first one: {first} Check the network, "
-                         "then run the same command again.")
+    results.require_fetched()
 
     pages = []
     for choice in choices:
@@ -137,12 +140,28 @@ class _Results:
 
         stream([row(item) for item in left], make_work, self._keep, report, actors=actors, batch_size=BATCH)
 
-    def require_some(self, kind: str, error: type[SearchError] | type[FetchError], message: str) -> None:
-        """Raise when everything failed for reasons that may pass: such a stage must not count as complete."""
-        rows = list(self.done[kind].values())
-        if rows and not any(self._is_final(kind, row["key"]) for row in rows):
-            first = min(rows, key=lambda row: row["key"])
-            raise error(message.format(first=first["data"]))
+    def require_searched(self) -> None:
+        """Raise when the search engine was down: the stage must not count as complete with the queries that it answered."""
+        failed, rows = self._passing("search")
+        if rows and len(failed) == rows:
+            raise SearchError(f"every query failed. The first time: {failed[0]['data']}")
+        unasked = [row for row in failed if row["reason"] == UNASKED]
+        if unasked:
+            raise SearchError(f"the search engine went down before {len(unasked)} of {rows} queries were searched: "
+                              f"{unasked[0]['data']} Run the same command again once it is back; what was found is kept.")
+
+    def require_fetched(self) -> None:
+        """Raise when most pages did not come for reasons that may pass."""
+        failed, rows = self._passing("fetch")
+        if len(failed) > MOST_PASSING * rows:
+            which = "no page" if len(failed) == rows else f"only {rows - len(failed)} of {rows} pages"
+            raise FetchError(f"{which} could be fetched. The first that failed: {failed[0]['data']} Check the network, then run "
+                             "the same command again.")
+
+    def _passing(self, kind: str) -> tuple[list[Row], int]:
+        """Rows that failed for reasons that may pass, by key, and the number of all rows."""
+        rows = sorted(self.done[kind].values(), key=lambda row: row["key"])
+        return [row for row in rows if not self._is_final(kind, row["key"])], len(rows)
 
 
 class _Factory:
@@ -168,7 +187,7 @@ class SearchWork:
 
     def _search(self, row: Row) -> Row:
         if len(self._failures) >= FAILURES_IN_A_ROW:
-            return _row("search", row["id"], "failed", self._failures[0])
+            return _row("search", row["id"], UNASKED, self._failures[0])
         try:
             hits = self._provider.search(row["text"], language=row["language"], limit=self._limit)
         except SearchError as error:

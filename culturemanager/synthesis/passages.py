@@ -36,9 +36,13 @@ ADDRESSES_MODEL = re.compile(
 )
 
 
+JOINERS = re.compile("[\u200c\u200d]")
+"""Not seen, and so in the way of no reader."""
+
+
 def addresses_model(text: str) -> bool:
     """Whether a text speaks to a language model rather than to a reader."""
-    return ADDRESSES_MODEL.search(text) is not None
+    return ADDRESSES_MODEL.search(JOINERS.sub("", text)) is not None
 
 
 def page_passages(page: Page, config: PassagesConfig) -> Iterator[Passage]:

@@ -21,12 +21,12 @@ from culturemanager.embedded.base_model import cache_folder
 from culturemanager.errors import CorruptFileError, IncompleteStageError, NothingFoundError, SynthesisError
 from culturemanager.items import load_items
 from culturemanager.ngrams import WordRuns, item_texts
-from culturemanager.records import Culture, Page, Passage, Query, Task, to_rows
+from culturemanager.records import Culture, EvaluationItem, Page, Passage, Query, Task, to_rows
 from culturemanager.storage import StageDirectory, Workspace, fingerprint
 from culturemanager.tasks import load_task
 
 STAGES = ("queries", "pages", "passages", "index", "examples")
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raise it when a stage's code changes what it writes."""
 
 WRITER = {"base_url", "model", "temperature", "max_tokens"}
@@ -89,10 +89,14 @@ class Synthesis:
         return None
 
     @functools.cached_property
+    def items(self) -> tuple[EvaluationItem, ...]:
+        """The evaluation items, which no training row may repeat."""
+        return load_items(self._items_source(), self.tasks, self.cultures).items
+
+    @property
     def held_out(self) -> list[str]:
-        """The texts of the evaluation items, which no training row may repeat."""
-        items = load_items(self._items_source(), self.tasks, self.cultures).items
-        return [text for item in items for text in item_texts(item)]
+        """Their texts."""
+        return [text for item in self.items for text in item_texts(item)]
 
     def is_complete(self, stage: str) -> bool:
         return self.workspace.stage(stage).is_complete(self.fingerprint(stage))
@@ -175,6 +179,7 @@ class Synthesis:
 
         passages = self.passages()
         with stage.writing(key) as draft:
+            draft.details = {"embedding": self.project.embedding.model}
             write_index(draft, passages, embed_passages(passages, self.project.embedding, self.progress), self.project.index)
 
     def _examples(self, stage: StageDirectory, key: str) -> None:
@@ -190,7 +195,8 @@ class Synthesis:
             calls = examples.plan_calls(self.cultures, self.tasks, passages, examples.PASSAGES_PER_CALL)
             candidates, dropped = examples.write_candidates(calls, factory, passages, self.cultures, self.tasks, draft,
                                                             in_flight=in_flight, progress=self.progress)
-            checker = Checker(self.tasks, self.cultures, passages, WordRuns(self.held_out), project.examples,
+            asked = (value for item in self.items for value in item.inputs.values() if isinstance(value, str))
+            checker = Checker(self.tasks, self.cultures, passages, WordRuns(self.held_out, whole=asked), project.examples,
                               generator.kind)
             outcome = checker.run(candidates)
             dropped += outcome.dropped

@@ -10,6 +10,7 @@ import lxml.etree
 import lxml.html
 import trafilatura
 
+from culturemanager.providers.document import UNSEEN
 from culturemanager.records import Page
 
 HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden|(?:font-size|opacity)\s*:\s*0(?![.\d])", re.I)
@@ -18,8 +19,16 @@ NEVER_SHOWN = ("script", "style", "noscript", "template", "iframe", "object", "s
 LIST_MARK = re.compile(r"(?:[-*]|\d+[.)])\s+")
 RULE = frozenset("-*_|: ")
 """A line of nothing else is drawn, not written."""
-EMPHASIS = re.compile(r"(\*\*|__|(?<!\w)[*_])(?=\S)(.+?)(?<=\S)\1")
+EMPHASIS = re.compile(r"(?<!\\)(\*\*|__|(?<!\w)[*_])(?=\S)(.+?)(?<=[^\s\\])\1")
+KEPT_TAG = re.compile(r"</?(?:sub|sup|u)>")
+"""What trafilatura writes as in HTML."""
+ESCAPED = re.compile(r"\\([\\`*_\[\]<>~#+\-.)|])")
+FOOTNOTE = re.compile(r"\s*\[[^\]]{1,20}\]\s*")
+HEADING_CHARACTERS = 300
+"""A heading stands in each of its passages."""
 ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|e\.g|i\.e|approx|a\.m|p\.m|No)\.$")
+ABBREVIATION_CHARACTERS = 8
+"""The longest with its full stop, and one before it."""
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+(?=[\"'“‘(]*([^\W_]))|(?<=[。！？؟۔।።။។])\s*")
 """With the letter that follows, where it tells whether a sentence begins."""
 
@@ -38,13 +47,14 @@ def page_blocks(page: Page) -> list[Block]:
     A page that holds no readable text gives an empty list.
     """
     if "html" not in page.content_type:
-        return _markdown_blocks(page.content, wrapped=True)
+        return _markdown_blocks(UNSEEN.sub("", page.content), wrapped=True)
     html = _without_hidden(page.content)
     if html is None:
         return []
     text = trafilatura.extract(html, output_format="markdown", include_comments=False, include_tables=True,
                                include_formatting=True, favor_recall=True)  # without formatting it drops the headings' marks
-    return _markdown_blocks(EMPHASIS.sub(r"\2", text or ""), wrapped=False)
+    plain = ESCAPED.sub(r"\1", KEPT_TAG.sub("", EMPHASIS.sub(r"\2", text or "")))
+    return _markdown_blocks(UNSEEN.sub("", plain), wrapped=False)
 
 
 def _without_hidden(content: str) -> str | None:
@@ -54,6 +64,8 @@ def _without_hidden(content: str) -> str | None:
         return None
     for element in list(tree.iter()):
         if not isinstance(element.tag, str):
+            _drop(element)
+        elif element.tag == "sup" and FOOTNOTE.fullmatch(element.text_content()):
             _drop(element)
         elif (element.tag in NEVER_SHOWN or "hidden" in element.attrib or element.get("aria-hidden") == "true"
               or HIDDEN_STYLE.search(element.get("style", ""))):
@@ -92,7 +104,7 @@ def _markdown_blocks(text: str, wrapped: bool) -> list[Block]:
         line = line.strip()
         if line.startswith("#"):
             flush()
-            heading = line.lstrip("#").strip()
+            heading = line.lstrip("#").strip()[:HEADING_CHARACTERS]
         elif set(line) <= RULE:
             flush()
         elif mark := LIST_MARK.match(line):
@@ -113,15 +125,15 @@ def _markdown_blocks(text: str, wrapped: bool) -> list[Block]:
 
 def sentences(text: str) -> list[str]:
     """Split running text into sentences; an abbreviation's full stop does not end one."""
-    found: list[str] = []
+    found: list[list[str]] = []
     # A letter that headlines would write larger begins none; Georgian has small letters and no larger ones at a beginning.
     ends = [end.span() for end in SENTENCE_END.finditer(text) if end[1] is None or end[1] == end[1].title()]
     for (_, start), (stop, _) in itertools.pairwise([(0, 0), *ends, (len(text), len(text))]):
         piece = text[start:stop].strip()
         if not piece:
             continue
-        if found and ABBREVIATION.search(found[-1]):
-            found[-1] += " " + piece
+        if found and ABBREVIATION.search(found[-1][-1][-ABBREVIATION_CHARACTERS:]):
+            found[-1].append(piece)
         else:
-            found.append(piece)
-    return found
+            found.append([piece])
+    return [" ".join(pieces) for pieces in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,12 @@ class Publisher:
     def __init__(self, project: Project, registry: AdapterRegistry, base: str) -> None:
         self._config, self._registry, self._base = project.training, registry, base
         self._training = Workspace(project.workspace_url).local_path("training")
+
+    @functools.cached_property
+    def _base_digest(self) -> str:
+        from culturemanager.base_model import content_digest
+
+        return content_digest(self._base)
 
     def version(self, plan: AdapterPlan) -> AdapterVersion | None:
         """The version made from a plan; the endpoint refuses one whose base had another name, so that one does not count."""
@@ -85,7 +92,8 @@ class Publisher:
                 figures = {"loss": curve["losses"][-1], "validation_loss": (curve["validation_losses"] or [None])[-1],
                            "steps": curve["step"], "rows": curve["rows"],
                            "rows_too_long": len(plan.rows["train"]) - curve["rows"]}
-                version = self._registry.publish(plan.name, shape, tensors, self._base, targets, plan.digest, figures)
+                version = self._registry.publish(plan.name, shape, tensors, self._base, targets, plan.digest, figures,
+                                                 base_digest=self._base_digest)
                 self._registry.promote_trained(version.name)
         _merge_curves(self._training / CURVES, {plan.name: curves[plan.name] for plan in plans})
         return failed
