@@ -98,7 +98,7 @@ def test_an_engine_that_goes_down_midway_is_asked_the_rest_by_the_next_run(ray_c
     with pytest.raises(SearchError, match=r"went down before \d+ of 40 queries were searched: engine is down\. Run the same"):
         collect_pages(queries, PagesConfig(actors=1), functools.partial(Listed, hits), AnyPage, draft(tmp_path))
     log = tmp_path / "searched.log"
-    up = dict.fromkeys(hits, ["a"])
+    up = {text: ["a"] for text in hits}
     result = collect_pages(queries, PagesConfig(), functools.partial(Listed, up, log), AnyPage, draft(tmp_path))
     assert sorted(lines(log), key=int) == [str(n) for n in range(20, 40)] and not result.dropped
 
