@@ -2,7 +2,8 @@
 
     python -m benchmarks.reading --json benchmarks/results/reading.json
     python -m benchmarks.reading --rows wording
-    python -m benchmarks.reading --rows validation     # after `make demo`
+    python -m benchmarks.reading --rows validation                 # after `make demo`
+    python -m benchmarks.reading --rows wording --passages 2       # likewise: how many passages suit `retrieval` best
 
 A rival that is handed passages is only real if the base can use a passage. `items` are the evaluation
 items with the quotes of `tests/data/topics.json`, by which the embedded web was checked; `wording` are the questions of
@@ -29,6 +30,8 @@ from culturemanager.adapters.bank import AdapterBank
 from culturemanager.base_model import load_base_model
 from culturemanager.chat import chat_ids
 from culturemanager.config import Project
+from culturemanager.evaluation.baselines import SYSTEMS, compose
+from culturemanager.evaluation.retrieval import question_text
 from culturemanager.inference.engine import Engine, GenerationRequest, ScoreRequest
 from culturemanager.records import EvaluationItem, Task
 from culturemanager.storage import write_json
@@ -54,12 +57,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", default="examples/etiquette.yaml", help="project file (default: %(default)s)")
     parser.add_argument("--rows", choices=ROWS, default="items", help="what is asked (default: %(default)s)")
+    parser.add_argument("--passages", type=int, default=0, metavar="N",
+                        help="in place of the sentence, the N passages that are found for the question, as `retrieval` asks")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     project = projects.load(arguments.project)
     model, tokenizer = load_base_model(project.base_path, project.base.dtype)
     figures = ask(Engine(model, tokenizer, AdapterBank(model, slots=1, max_rank=1)), tokenizer,
-                  list(ROWS[arguments.rows](project)), with_quote, project.evaluation.max_new_tokens)
+                  list(ROWS[arguments.rows](project)),
+                  with_found(project, arguments.passages) if arguments.passages else with_quote,
+                  project.evaluation.max_new_tokens)
     figures["measured"] = circumstances()
     if arguments.json:
         write_json(arguments.json, figures)
@@ -116,6 +123,18 @@ def bare_prompt(question: Question) -> str:
 
 def with_quote(question: Question) -> str:
     return prompts.with_passages(bare_prompt(question), [question.quote])
+
+
+def with_found(project: Project, limit: int) -> Callable[[Question], str]:
+    """The prompt of the system `retrieval`, with at most so many passages."""
+    retriever = artifacts.open_retriever(project, artifacts.open_embedder(project))
+    cultures = {culture.id: culture for culture in artifacts.cultures(project)}
+
+    def prompt(question: Question) -> str:
+        (texts,) = retriever.texts([question_text(question.inputs, question.task.fields)], question.culture, limit)
+        return compose(SYSTEMS["retrieval"], bare_prompt(question), cultures[question.culture], texts)[0]
+
+    return prompt
 
 
 def ask(engine: Engine, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], prompt: Callable[[Question], str],

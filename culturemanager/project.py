@@ -161,7 +161,8 @@ def _asked_for(project: Project, only: Sequence[str]) -> tuple[Sequence[str], Se
     if not any(name.startswith("retrieval_") for name in needed):
         return cultures, needed, None
     retriever = artifacts.open_retriever(project, artifacts.open_embedder(project))
-    return cultures, needed, functools.partial(retriever.for_examples, limit=project.evaluation.retrieved_passages)
+    return cultures, needed, functools.partial(retriever.for_examples, limit=project.evaluation.retrieved_passages,
+                                               fields={task.id: task.fields for task in artifacts.tasks(project)})
 
 
 def cultures_with_rows(project: Project) -> list[str]:

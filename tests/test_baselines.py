@@ -17,7 +17,7 @@ from culturemanager.evaluation.baselines import (
     select_systems,
 )
 from culturemanager.evaluation.retrieval import PassageRetriever
-from culturemanager.records import EvaluationItem, Route
+from culturemanager.records import EvaluationItem, Example, Route
 from culturemanager.sections.model import EvaluationConfig
 from tests.evaluation_world import examples, world
 
@@ -173,8 +173,10 @@ def test_a_passage_that_several_cultures_found_stands_in_a_prompt_once():
 
 def test_training_rows_and_evaluated_items_are_searched_alike():
     retriever = PassageRetriever(FoundFor(), Echo())
-    rows = examples(WORLD.cultures, per_task=2)
-    found = retriever.for_examples(rows, 2)
+    tasks = {task.id: task.fields for task in WORLD.tasks}
+    # as they are read back: a row's inputs come in the order of their names
+    rows = [Example.from_row(row.to_row()) for row in examples(WORLD.cultures, per_task=2)]
+    found = retriever.for_examples(rows, 2, tasks)
     assert len(found) == len(rows)
     for row, texts in zip(rows, found, strict=True):
         words = row.inputs.get("behaviour") or " ".join([row.inputs["question"], *row.inputs.get("options", [])])

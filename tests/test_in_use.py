@@ -29,7 +29,7 @@ def test_the_search_for_a_prompt_is_the_search_for_its_item() -> None:
     for item in WORLD.items.items:
         task = TASKS[item.task]
         prompt = render(task, item.inputs)
-        assert question_in(prompt, WORLD.tasks, answers(task, item.inputs)) == question_text(item.inputs)
+        assert question_in(prompt, WORLD.tasks, answers(task, item.inputs)) == question_text(item.inputs, task.fields)
 
 
 def test_a_question_in_no_tasks_words_is_searched_for_as_it_is() -> None:

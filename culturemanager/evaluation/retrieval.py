@@ -25,10 +25,14 @@ class Index(Protocol):
     def search(self, texts: Sequence[str], *, culture: str | None, limit: int) -> Sequence[Sequence[Hit]]: ...
 
 
-def question_text(inputs: Mapping[str, Any]) -> str:
-    """What is searched for: the input fields' texts, without the template's standing words."""
+def question_text(inputs: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """What is searched for: the input fields' texts, without the template's standing words.
+
+    Args:
+        fields: the task's, in whose order the texts stand: another order may find another passage.
+    """
     texts: list[str] = []
-    for value in inputs.values():
+    for value in (inputs[name] for name in fields if name in inputs):
         texts += [value] if isinstance(value, str) else map(str, value)
     return " ".join(texts)
 
@@ -45,7 +49,7 @@ def question_in(prompt: str, tasks: Sequence[Task], options: Sequence[str] = ())
     # The more of a prompt is the template's own, the surer it is that task's.
     task, inputs = min(read, key=lambda pair: sum(map(len, pair[1].values())))
     read_or_given = inputs | ({"options": options} if options and "options" in task.fields else {})
-    return question_text({name: read_or_given[name] for name in task.fields if name in read_or_given})
+    return question_text(read_or_given, task.fields)
 
 
 class PassageRetriever:
@@ -75,13 +79,18 @@ class PassageRetriever:
         """The texts of `nearest`."""
         return [[passage.text for passage in passages] for passages in self.nearest(questions, culture, limit)]
 
-    def for_examples(self, examples: Sequence[Example], limit: int) -> list[list[str]]:
-        """The passages each training example's question would get in use, its culture known."""
+    def for_examples(self, examples: Sequence[Example], limit: int, fields: Mapping[str, Sequence[str]]) -> list[list[str]]:
+        """The passages each training example's question would get in use, its culture known.
+
+        Args:
+            fields: each task's.
+        """
         by_culture: dict[str, list[int]] = defaultdict(list)
         for number, example in enumerate(examples):
             by_culture[example.culture].append(number)
         found: dict[int, list[str]] = {}
         for culture, numbers in by_culture.items():
-            questions = [question_text(examples[number].inputs) for number in numbers]
+            own = (examples[number] for number in numbers)
+            questions = [question_text(example.inputs, fields[example.task]) for example in own]
             found.update(zip(numbers, self.texts(questions, culture, limit), strict=True))
         return [found[number] for number in range(len(examples))]

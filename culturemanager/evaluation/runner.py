@@ -198,7 +198,8 @@ class _Run:
             by_culture[culture].append(number)
         found: list[list[str]] = [[] for _ in gone_by]
         for culture, numbers in by_culture.items():
-            questions = [question_text(self.items[number].inputs) for number in numbers]
+            own = (self.items[number] for number in numbers)
+            questions = [question_text(item.inputs, self.tasks[item.task].fields) for item in own]
             passages = self.retriever.texts(questions, culture, self.config.retrieved_passages)
             for number, texts in zip(numbers, passages, strict=True):
                 found[number] = texts
