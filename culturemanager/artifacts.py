@@ -214,7 +214,7 @@ def open_router(project: Project, embedder: Embedder) -> CultureRouter:
 
 def _require_embedding(project: Project, stage: str) -> None:
     """Raise `IncompleteStageError` for a stage that was made with another embedding model: its size alone tells little."""
-    made_with = workspace(project).stage(stage).manifest().details["embedding"]
+    made_with = workspace(project).stage(stage).manifest().details.get("embedding", project.embedding.model)
     if made_with != project.embedding.model:
         raise IncompleteStageError(f"The stage {stage!r} in {project.workspace_url} was made with the embedding model "
                                    f"{made_with!r}, and the project's is {project.embedding.model!r}. Run `culturemanager run`, "

@@ -109,7 +109,7 @@ def test_most_of_the_pages_gone_for_reasons_that_may_pass_is_an_error_and_half_o
                                 functools.partial(Listed, {"q": ["a", "b", "c", "d"]}), functools.partial(AnyPage, failures),
                                 draft(tmp_path))
     failures.write_text(json.dumps(dict.fromkeys(["http://a/", "http://b/", "http://c/"], "network")))
-    with pytest.raises(FetchError, match=r"only 1 of 4 pages could be fetched.*run the same command again"):
+    with pytest.raises(FetchError, match=r"3 of 4 pages could not be fetched.*run the same command again"):
         collect()
     failures.write_text(json.dumps(dict.fromkeys(["http://a/", "http://b/"], "network")))
     assert len(collect().pages) == 2

@@ -154,9 +154,9 @@ class _Results:
         """Raise when most pages did not come for reasons that may pass."""
         failed, rows = self._passing("fetch")
         if len(failed) > MOST_PASSING * rows:
-            which = "no page" if len(failed) == rows else f"only {rows - len(failed)} of {rows} pages"
-            raise FetchError(f"{which} could be fetched. The first that failed: {failed[0]['data']} Check the network, then run "
-                             "the same command again.")
+            what = "no page could" if len(failed) == rows else f"{len(failed)} of {rows} pages could not"
+            raise FetchError(f"{what} be fetched. The first that failed: {failed[0]['data']} Check the network, then run the same "
+                             "command again.")
 
     def _passing(self, kind: str) -> tuple[list[Row], int]:
         """Rows that failed for reasons that may pass, by key, and the number of all rows."""
