@@ -155,8 +155,8 @@ class _Results:
         failed, rows = self._passing("fetch")
         if len(failed) > MOST_PASSING * rows:
             what = "no page could" if len(failed) == rows else f"{len(failed)} of {rows} pages could not"
-            raise FetchError(f"{what} be fetched. The first that failed: {failed[0]['data']} Check the network, then run the same "
-                             "command again.")
+            raise FetchError(f"{what} be fetched. The first that failed: {failed[0]['data']} Check the network, then run the "
+                             "same command again.")
 
     def _passing(self, kind: str) -> tuple[list[Row], int]:
         """Rows that failed for reasons that may pass, by key, and the number of all rows."""
