@@ -162,7 +162,6 @@ def test_a_version_trained_on_other_weights_of_that_name_is_not_served(project_f
                 artifacts.open_serving(load(project_file), [version.name])
 
 
-@pytest.mark.parametrize("file", [VERSION_FILE, peft_format.WEIGHTS_FILE])
 def test_a_replica_has_room_for_every_rank_there_is_and_that_training_makes(project_file):
     registry = AdapterRegistry(project_file.parent / "work" / "adapters")
     base = str(project_file.parent / "base")
@@ -177,6 +176,7 @@ def test_a_replica_has_room_for_every_rank_there_is_and_that_training_makes(proj
     assert [ranks(3, 1), ranks(16, 1), ranks(16, 0)] == [12, 16, 2]
 
 
+@pytest.mark.parametrize("file", [VERSION_FILE, peft_format.WEIGHTS_FILE])
 def test_a_replica_starts_without_a_damaged_version_and_answers_with_it_once_it_is_whole(project_file, caplog, file):
     path = project_file.parent / "work" / "adapters" / "turkey-v0001" / file
     content = path.read_bytes()

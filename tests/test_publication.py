@@ -96,11 +96,11 @@ def test_a_run_killed_while_it_publishes_is_ended_without_training(folder, tmp_p
     project = make_project(tmp_path, folder)
     real, calls = getattr(AdapterRegistry, method), []
 
-    def killed(self: AdapterRegistry, *arguments: object) -> object:
+    def killed(self: AdapterRegistry, *arguments: object, **named: object) -> object:
         calls.append(method)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(self, *arguments)
+        return real(self, *arguments, **named)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(AdapterRegistry, method, killed)
