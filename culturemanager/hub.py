@@ -85,14 +85,14 @@ def fetch_config(name: str) -> Path:
     """
     import httpx2
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RemoteEntryNotFoundError
 
     try:
         return Path(huggingface_hub.hf_hub_download(name, CONFIG))
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         raise UnknownModelError(f"The model {name!r} has no {CONFIG}: expected one that transformers loads, with safetensors "
                                 "weights, and not a file for another program (GGUF).") from None
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+    except (EntryNotFoundError, HfHubHTTPError, httpx2.HTTPError, OSError) as error:  # the first: no answer, and no copy here
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"{CONFIG} of the model {name!r} could not be downloaded ({reason}). Run the same command "
                          "again.") from None
