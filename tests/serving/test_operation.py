@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 
 import httpx2
@@ -146,11 +147,12 @@ def test_promotions_under_load_fail_nothing_and_mix_nothing(endpoint: str, regis
         nonlocal ended
         async with openai.AsyncOpenAI(base_url=f"{endpoint}/v1", api_key=KEYS[0], max_retries=0, timeout=120) as client:
             asking = [asyncio.create_task(one(client)) for _ in range(6)]
+            pauses = random.Random(0)  # turns of one length, if answers take as long, would show the clients one version only
             for _ in range(10):
                 registry.promote(other)
-                await asyncio.sleep(0.4)
+                await asyncio.sleep(pauses.uniform(0.1, 0.8))
                 registry.rollback("turkey")
-                await asyncio.sleep(0.4)
+                await asyncio.sleep(pauses.uniform(0.1, 0.8))
             ended = True
             return [told for some in await asyncio.gather(*asking) for told in some]
 
