@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,12 @@ from culturemanager.storage import Workspace
 from culturemanager.tasks import examples_folder, is_task_file, load_task
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from culturemanager.adapters.bank import AdapterBank
-    from culturemanager.adapters.registry import AdapterRegistry
+    from culturemanager.adapters.registry import AdapterRegistry, AdapterVersion
+    from culturemanager.adapters.shape import AdapterShape
     from culturemanager.evaluation.in_use import ServedSystem
     from culturemanager.evaluation.retrieval import PassageRetriever
     from culturemanager.inference.engine import Engine
@@ -221,6 +223,35 @@ def _require_embedding(project: Project, stage: str) -> None:
                                    "or set `embedding.model` back.")
 
 
+def version_loader(project: Project) -> Callable[[str], tuple[AdapterShape, Mapping[str, Tensor]]]:
+    """Gives the weights of adapter versions that were made for the base model as it lies there now.
+
+    What it returns raises:
+        AdapterError: there is no such version, or it was made for another base model.
+        CorruptFileError: a file differs from its sum.
+    """
+    from culturemanager.base_model import content_digest, resolve_base_model
+
+    versions, base = registry(project), resolve_base_model(project.base_path)
+    digest = content_digest(base)
+
+    def load(name: str) -> tuple[AdapterShape, Mapping[str, Tensor]]:
+        _require_base(versions.get(name), base, lambda: digest)
+        return versions.load(name)
+
+    return load
+
+
+def _require_base(version: AdapterVersion, base: str, digest: Callable[[], str]) -> None:
+    """Raise `AdapterError` for a version that was made for another base model."""
+    if PurePath(version.base_model).name != PurePath(base).name:  # the folder may lie elsewhere on another machine
+        raise AdapterError(f"{version.name} was trained on the base model {version.base_model}, and the project's is {base}. Run "
+                           f"`culturemanager train`, or set `base.path` back.")
+    if version.base_digest and version.base_digest != digest():
+        raise AdapterError(f"{version.name} was trained on {version.base_model}, and the files of {base} are no longer the same. "
+                           "Run `culturemanager train`, or put the old files back; a running endpoint keeps what it has.")
+
+
 def open_serving(project: Project, adapters: Iterable[str], spare_slots: int = 0,
                  on_damage: Callable[[str, CultureManagerError], None] | None = None,
                  ) -> tuple[Engine, PreTrainedTokenizerBase, AdapterBank]:
@@ -252,12 +283,7 @@ def open_serving(project: Project, adapters: Iterable[str], spare_slots: int = 0
                 raise
             on_damage(name, error)
             continue
-        if PurePath(version.base_model).name != PurePath(base).name:  # the folder may lie elsewhere on another machine
-            raise AdapterError(f"{name} was trained on the base model {version.base_model}, and the project's is {base}. Run "
-                               f"`culturemanager train`, or set `base.path` back.")
-        if version.base_digest and version.base_digest != digest():
-            raise AdapterError(f"{name} was trained on {version.base_model}, and the files of {base} are no longer the same. Run "
-                               "`culturemanager train`, or put the old files back.")
+        _require_base(version, base, digest)
         loaded[name] = weights
     model, tokenizer = load_base_model(project.base_path, project.base.dtype, "cuda" if torch.cuda.is_available() else "cpu")
     ranks = [shape.rank for shape, _ in loaded.values()]

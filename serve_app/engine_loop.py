@@ -33,7 +33,7 @@ class EngineLoop:
 
     @property
     def alive(self) -> bool:
-        """Whether it computes. A GPU that failed once may fail at every step from then on."""
+        """Whether it computes. A GPU that failed once may fail at every step, or turn, from then on."""
         return self._thread.is_alive() and self._failed_steps < MOST_FAILED_STEPS
 
     def stop(self) -> None:
@@ -72,12 +72,17 @@ class EngineLoop:
 
         def turn() -> tuple[Any] | None:
             nonlocal running
-            running = running or begin()
+            ended = None
             try:
+                running = running or begin()
                 next(running)
             except StopIteration as end:
-                return (end.value,)
-            return None
+                ended = (end.value,)
+            except RuntimeError:
+                self._failed_steps += 1
+                raise
+            self._failed_steps = 0
+            return ended
 
         def close() -> None:
             if running:
@@ -152,7 +157,7 @@ class EngineLoop:
 
         def forget() -> None:
             if self._listeners.pop(number, None):
-                self.engine.cancel(number)
+                self._cancel(number)
 
         try:
             await self.call(submit)
@@ -191,10 +196,16 @@ class EngineLoop:
 
     def _fail(self, error: BaseException) -> None:
         """Tell every caller, and clear the engine, so that the next requests start fresh."""
-        for number, listener in list(self._listeners.items()):
+        failed, self._listeners = self._listeners, {}
+        for listener in failed.values():
             listener(error)
+        for number in failed:
+            self._cancel(number)
+
+    def _cancel(self, number: int) -> None:
+        # Freeing a row writes to the device, too; one that is broken is found out by the next steps.
+        with contextlib.suppress(RuntimeError):
             self.engine.cancel(number)
-        self._listeners.clear()
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

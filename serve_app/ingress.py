@@ -31,6 +31,7 @@ from serve_app.openai_api import (
     RouteRequest,
     TokenizeRequest,
 )
+from serve_app.replica_status import ReplicaStatus
 from serve_app.request_log import RequestRecord
 from serve_app.responses import ResponseShape, decision, error_body, event, usage
 
@@ -102,7 +103,8 @@ def _together(calls: Sequence[DeploymentResponse | DeploymentResponseGenerator])
 
 def _cancel(calls: Iterable[DeploymentResponse | DeploymentResponseGenerator]) -> None:
     for call in calls:
-        call.cancel()
+        with contextlib.suppress(*FAILURES):  # one that found the queue full
+            call.cancel()
 
 
 class FailureRoute(APIRoute):
@@ -143,6 +145,7 @@ class Ingress:
 
     def __init__(self, router: Any, keys: Sequence[ApiKey], most_bytes: int, log_texts: bool) -> None:
         self._router = router
+        self._health = ReplicaStatus(lambda: self._router.health.remote())
         self._log_texts = log_texts
         self._exposition = Exposition()
         api.state.keys = ApiKeys(keys)
@@ -154,8 +157,8 @@ class Ingress:
     async def health(self) -> dict[str, Any]:
         """Whether the model answers; open to load balancers. Versions that failed are named; `/v1/status` tells why."""
         try:
-            told = await self._router.health.remote()
-        except FAILURES as error:
+            told = await self._health.get()
+        except (TimeoutError, *FAILURES) as error:
             if failure(error).status == 429:  # it is busy answering
                 return {"status": "busy", "failed": []}
             raise HTTPException(503, "The model is not ready. Try again in a few seconds.", {"Retry-After": "5"}) from error
@@ -269,7 +272,7 @@ class Ingress:
             return StreamingResponse(self._events(streams, shape, wants_usage, record, jobs), headers=record.headers(),
                                      media_type="text/event-stream")
         whole = shape.whole(answers)
-        record.first_token(answers[0].get("since_first_token_s", 0.0))
+        record.first_token(max(answer["first_token_ago_s"] for answer in answers))
         record.finish(200, whole["usage"], self._texts(jobs, [answer["text"] for answer in answers]))
         return JSONResponse(whole, headers=record.headers())
 
@@ -277,7 +280,15 @@ class Ingress:
         """Every choice's whole answer."""
         calls = [self._router.answer.remote(job) for job in jobs]
         with _together(calls):
-            return await asyncio.gather(*calls)
+            answers = await asyncio.gather(*map(self._ended, calls))
+        now = time.monotonic()
+        return [answer | {"first_token_ago_s": now - ended + answer.get("since_first_token_s", 0.0)} for answer, ended in answers]
+
+    async def _ended(self, call: DeploymentResponse) -> tuple[dict[str, Any], float]:
+        """A choice's answer, and when it came."""
+        answer = await call
+        self._health.heard()
+        return answer, time.monotonic()
 
     async def _begin_streams(self, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Every choice's decision, with the stream that follows it."""
@@ -293,6 +304,7 @@ class Ingress:
         status = 499  # unless the end is reached, the client went away
         try:
             async for number, piece in merged(streams):
+                self._health.heard()
                 record.first_token()
                 yield shape.chunk(number, piece, first=number not in begun)
                 begun.add(number)

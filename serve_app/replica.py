@@ -54,11 +54,12 @@ class Replica:
         aliases = registry.aliases()
         promoted = [aliases[adapter] for adapter in artifacts.served_adapters(project) if adapter in aliases]
         # One culture's damaged version is no reason to answer none: its first request tries again, and lets the router know.
+        load = artifacts.version_loader(project)
         engine, self._tokenizer, bank = artifacts.open_serving(
             project, promoted, project.serving.spare_adapters,
             on_damage=lambda name, error: log.warning("%s is not loaded: %s", name, error))
         self._loop = EngineLoop(engine)
-        self._adapters = ServedAdapters(registry, bank, engine)
+        self._adapters = ServedAdapters(load, bank, engine)
 
     async def generate(self, request: dict[str, Any]) -> AsyncIterator[Piece]:
         """Stream an answer in pieces, the last with a finish reason.

@@ -1,4 +1,4 @@
-"""What a replica tells of itself, for those who ask often and must not wait behind answers."""
+"""What a deployment's replica tells of itself, for those who ask often and must not wait behind answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ FRESH_S = 1.0
 PATIENCE_S = 2.0
 """Seconds that a caller waits before what is known will do: a question stands in the replica's queue like any other."""
 KNOWN_S = 30.0
-"""Seconds for which it will do."""
+"""Seconds after a sign of life for which it will do."""
+FIRST_PATIENCE_S = 10.0
+"""Seconds that a caller waits where it would not."""
 
 
 class ReplicaStatus:
@@ -29,23 +31,28 @@ class ReplicaStatus:
         self._ask = ask
         self._asking: asyncio.Task[None] | None = None
         self._told: dict[str, Any] = {}
-        self._told_at = -KNOWN_S
+        self._told_at = self._heard_at = -KNOWN_S
+
+    def heard(self) -> None:
+        """A replica has answered something: they work, however long the question waits behind answers."""
+        self._heard_at = time.monotonic()
 
     async def get(self) -> dict[str, Any]:
-        """What a replica told last: a moment ago, or lately if it is too busy to tell.
+        """What a replica told last: a moment ago, or before if it is too busy to tell.
 
         Raises:
+            TimeoutError: there was no answer, nor any other sign of life lately.
             Exception: whatever asking raised, unless the queue was full and something is known.
         """
-        age = time.monotonic() - self._told_at
-        if age < FRESH_S:
+        now = time.monotonic()
+        if now - self._told_at < FRESH_S:
             return self._told
         if self._asking is None or self._asking.done():
             # In a context of its own: Serve cancels what was asked for a client that has left, and others wait for this, too.
             self._asking = asyncio.create_task(self._note(), context=contextvars.Context())
-        known = age < KNOWN_S
+        known = bool(self._told) and now - max(self._told_at, self._heard_at) < KNOWN_S
         try:
-            async with asyncio.timeout(PATIENCE_S if known else None):
+            async with asyncio.timeout(PATIENCE_S if known else FIRST_PATIENCE_S):
                 await asyncio.shield(self._asking)
         except (TimeoutError, BackPressureError):
             if not known:

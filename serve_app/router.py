@@ -152,6 +152,7 @@ class CultureRouter:
             job = decision.request | {"adapter": adapter}
             try:
                 piece = await self._again_if_it_dies(lambda job=job: self._replica.complete.remote(job))
+                self._replica_status.heard()
                 return decision.told | {"adapter": adapter, **piece}
             except RayTaskError as error:
                 if not self._passes_over(error, adapter, decision.versions):
@@ -179,6 +180,7 @@ class CultureRouter:
             yield decision.told | {"adapter": adapter}
             yield first
             async for piece in pieces:
+                self._replica_status.heard()
                 yield piece
             return
 

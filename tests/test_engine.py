@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -421,6 +422,29 @@ def test_a_caller_that_leaves_while_its_request_is_submitted_frees_its_row(llama
 
     try:
         assert asyncio.run(leave()) == (0, 0)
+    finally:
+        loop.stop()
+
+
+def test_a_device_that_is_broken_for_good_leaves_no_caller_waiting(llama, monkeypatch):
+    loop = EngineLoop(llama.engine())
+
+    def broken(*_) -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(Engine, "step", broken)
+    monkeypatch.setattr(Engine, "cancel", broken)  # it writes to the device, too
+
+    async def ask() -> list:
+        asked = (loop.complete(llama.request(number, ""), lambda: None) for number in range(3))
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 60)
+
+    try:
+        assert [type(error) for error in asyncio.run(ask())] == [ServingError] * 3
+        assert [type(error) for error in asyncio.run(ask())] == [ServingError] * 3
+        until = time.monotonic() + 60
+        while loop.alive:
+            assert time.monotonic() < until
     finally:
         loop.stop()
 

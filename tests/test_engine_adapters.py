@@ -56,7 +56,7 @@ def served() -> tuple[ServedAdapters, AdapterBank, Engine, Shelf]:
         weights[name] = AdapterShape(2, 2.0), {key: value + 0.1 * (seed + 1) for key, value in bank.tensors(name).items()}
         bank.remove(name)
     shelf, engine = Shelf(weights), Engine(model, tokenizer, bank)
-    return ServedAdapters(shelf, bank, engine), bank, engine, shelf
+    return ServedAdapters(shelf.load, bank, engine), bank, engine, shelf
 
 
 def submit(adapters: ServedAdapters, engine: Engine, name: str) -> int:
@@ -155,11 +155,13 @@ def test_a_version_trained_on_other_weights_of_that_name_is_not_served(project_f
     for digest, served in ((content_digest(base), True), ("0" * 64, False)):
         version = registry.publish("turkey", AdapterShape(2, 2.0), bank.tensors("turkey"), base, bank.targets, "1" * 64, {},
                                    base_digest=digest)
-        if served:
-            artifacts.open_serving(load(project_file), [version.name])
-        else:
-            with pytest.raises(AdapterError, match=f"{version.name} was trained on .* no longer the same"):
-                artifacts.open_serving(load(project_file), [version.name])
+        for take in (lambda name: artifacts.open_serving(load(project_file), [name]),  # at the start
+                     artifacts.version_loader(load(project_file))):  # when it is asked for later
+            if served:
+                take(version.name)
+            else:
+                with pytest.raises(AdapterError, match=f"{version.name} was trained on .* no longer the same"):
+                    take(version.name)
 
 
 def test_a_replica_has_room_for_every_rank_there_is_and_that_training_makes(project_file):

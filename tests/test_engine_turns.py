@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -74,7 +75,7 @@ def test_an_adapter_stays_from_the_first_pass_to_the_last(llama, work):
     weights = {name: (llama.bank.shapes[name], llama.bank.tensors(name)) for name in llama.bank.names}
     bank = AdapterBank(tiny_model("llama", len(llama.tokenizer)), slots=2, max_rank=8)
     loop = EngineLoop(Engine(bank.model, llama.tokenizer, bank))
-    adapters = ServedAdapters(Shelf(weights), bank, loop.engine)
+    adapters = ServedAdapters(Shelf(weights).load, bank, loop.engine)
 
     async def others_come() -> list[tuple[float, ...]]:
         choice = choosing(loop, ScoreRequest(llama.prompts[0], OPTIONS, "greece"), lambda: adapters.require("greece"))
@@ -113,6 +114,24 @@ def test_a_caller_that_leaves_ends_its_passes(llama, loop, work):
 
     asyncio.run(leave())
     assert work == ["pass"]
+
+
+def test_passes_that_all_fail_are_counted_as_steps_are(llama, loop, monkeypatch):
+    request, compute = ScoreRequest(llama.prompts[0], OPTIONS[:1], ""), ModelRunner.options
+    broken = [True, True, False, True, True, True]
+
+    def fail_or_compute(runner: ModelRunner, rows: list) -> list:
+        if broken.pop(0):
+            raise RuntimeError("CUDA error")
+        return compute(runner, rows)
+
+    monkeypatch.setattr(ModelRunner, "options", fail_or_compute)
+    alive = []
+    while broken:
+        with contextlib.suppress(RuntimeError):
+            asyncio.run(choosing(loop, request))
+        alive.append(loop.alive)
+    assert alive == [True] * 5 + [False]
 
 
 def test_an_error_in_a_later_pass_reaches_the_caller_and_the_loop_goes_on(llama, loop, work, monkeypatch):

@@ -89,10 +89,37 @@ def test_a_full_queue_is_no_failure_where_something_is_known_and_a_failure_is_on
     assert asyncio.run(ask()) == {"number": 4}
 
 
-def test_nothing_known_is_waited_for() -> None:
-    async def ask() -> dict:
+def test_where_nothing_is_known_the_first_answer_is_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(first_answer_s: float) -> dict:
         replica = Replica()
-        asyncio.get_running_loop().call_later(0.2, replica.free.set)
+        asyncio.get_running_loop().call_later(first_answer_s, replica.free.set)
         return await ReplicaStatus(replica.status).get()
 
-    assert asyncio.run(ask()) == {"number": 1}
+    assert asyncio.run(ask(0.2)) == {"number": 1}
+    monkeypatch.setattr(replica_status, "FIRST_PATIENCE_S", 0.1)
+    with pytest.raises(TimeoutError):
+        asyncio.run(ask(30))
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_what_was_told_long_ago_will_do_while_others_are_answered(monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
+    monkeypatch.setattr(replica_status, "KNOWN_S", 0.2)
+    monkeypatch.setattr(replica_status, "FIRST_PATIENCE_S", 0.1)
+
+    async def ask() -> dict:
+        replica = Replica()
+        status = ReplicaStatus(replica.status)
+        replica.free.set()
+        told = await status.get()
+        replica.free.clear()
+        await asyncio.sleep(0.3)
+        if answers:
+            status.heard()
+            assert await status.get() == told
+        else:
+            with pytest.raises(TimeoutError):
+                await status.get()
+        replica.free.set()
+        return await status.get()
+
+    assert asyncio.run(ask()) == {"number": 2}

@@ -18,7 +18,7 @@ from culturemanager.errors import CorruptFileError
 from culturemanager.records import Route
 from serve_app.app import FULL
 from serve_app.failures import failure
-from serve_app.ingress import Ingress
+from serve_app.ingress import Ingress, _together
 from serving.conftest import KEYS, URL
 from tests.ray_processes import worker_processes
 
@@ -154,6 +154,36 @@ def test_a_full_queue_is_told_in_openais_shape_with_when_to_come_back(stand_in: 
         assert refused.headers["retry-after"] == "1"
         assert refused.json()["error"] == {"message": "Too many requests are waiting. Try again in 1 s.",
                                            "type": "rate_limit_error", "param": None, "code": None}
+
+
+def test_a_choice_that_found_no_room_keeps_no_other_from_being_cancelled() -> None:
+    class Call:
+        """A call of the router whose request was never taken, or was."""
+
+        def __init__(self, error: Exception | None) -> None:
+            self.error, self.cancelled = error, False
+
+        def cancel(self) -> None:
+            if self.error:
+                raise self.error
+            self.cancelled = True
+
+    calls = [Call(None), Call(BackPressureError(1, 1)), Call(None)]
+    with pytest.raises(CorruptFileError), _together(calls):
+        raise CorruptFileError("one of them failed")
+    assert [call.cancelled for call in calls] == [True, False, True]
+
+
+def test_the_first_token_is_that_of_the_choice_that_came_first(stand_in: httpx2.Client) -> None:
+    def seconds() -> tuple[float, float]:
+        lines = [line.split() for line in stand_in.get("/metrics").text.splitlines() if "_seconds_sum" in line]
+        return tuple(sum(float(value) for name, value in lines if name.startswith(f"culturemanager_{figure}_seconds_sum"))
+                     for figure in ("first_token", "request"))
+
+    before = seconds()
+    assert stand_in.post("/v1/completions", json={"model": "auto", "prompt": [CUED, CUED]}).status_code == 200
+    first, whole = (after - earlier for after, earlier in zip(seconds(), before, strict=True))
+    assert 2 <= whole and 1 <= first < whole - 0.8  # this router takes a second for each, one after the other
 
 
 @pytest.mark.parametrize(("wait", "told"), [(None, "1"), (0.2, "1"), (2.5, "3")])
