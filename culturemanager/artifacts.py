@@ -236,20 +236,25 @@ def version_loader(project: Project) -> Callable[[str], tuple[AdapterShape, Mapp
     digest = content_digest(base)
 
     def load(name: str) -> tuple[AdapterShape, Mapping[str, Tensor]]:
-        _require_base(versions.get(name), base, lambda: digest)
+        if told := _other_base(versions.get(name), base, lambda: digest):
+            raise AdapterError(told)
         return versions.load(name)
 
     return load
 
 
-def _require_base(version: AdapterVersion, base: str, digest: Callable[[], str]) -> None:
-    """Raise `AdapterError` for a version that was made for another base model."""
-    if PurePath(version.base_model).name != PurePath(base).name:  # the folder may lie elsewhere on another machine
-        raise AdapterError(f"{version.name} was trained on the base model {version.base_model}, and the project's is {base}. Run "
-                           f"`culturemanager train`, or set `base.path` back.")
-    if version.base_digest and version.base_digest != digest():
-        raise AdapterError(f"{version.name} was trained on {version.base_model}, and the files of {base} are no longer the same. "
-                           "Run `culturemanager train`, or put the old files back; a running endpoint keeps what it has.")
+def _other_base(version: AdapterVersion, base: str, digest: Callable[[], str]) -> str:
+    """What is told of a version that was made for another base model; empty for one that was made for this."""
+    trained_on, here = PurePath(version.base_model), PurePath(base)
+    if trained_on.name != here.name:  # the folder may lie elsewhere on another machine
+        return (f"{version.name} was trained on the base model {trained_on}, and the project's is {here}. Run "
+                "`culturemanager train`, or set `base.path` back.")
+    # A hub's model is known by its commit, a folder by its files: one says nothing of the other.
+    comparable = version.base_digest and trained_on.is_absolute() == here.is_absolute()
+    if comparable and version.base_digest != digest():
+        return (f"{version.name} was trained on {trained_on}, and the files of {here} are no longer the same. Run "
+                "`culturemanager train`, or put the old files back; a running endpoint keeps what it has.")
+    return ""
 
 
 def open_serving(project: Project, adapters: Iterable[str], spare_slots: int = 0,
@@ -274,17 +279,21 @@ def open_serving(project: Project, adapters: Iterable[str], spare_slots: int = 0
 
     versions, base = registry(project), resolve_base_model(project.base_path)
     digest = functools.cache(lambda: content_digest(base))
-    wanted, loaded = list(dict.fromkeys(adapters)), {}
+    wanted, loaded, other_base = list(dict.fromkeys(adapters)), {}, []
     for name in wanted:
         try:
             version, weights = versions.get(name), versions.load(name)
+            if told := _other_base(version, base, digest):
+                other_base.append(told)
+                raise AdapterError(told)
         except (AdapterError, StorageError) as error:
             if on_damage is None:
                 raise
             on_damage(name, error)
-            continue
-        _require_base(version, base, digest)
-        loaded[name] = weights
+        else:
+            loaded[name] = weights
+    if other_base and len(other_base) == len(wanted):  # it is the base that is wrong
+        raise AdapterError(other_base[0])
     model, tokenizer = load_base_model(project.base_path, project.base.dtype, "cuda" if torch.cuda.is_available() else "cpu")
     ranks = [shape.rank for shape, _ in loaded.values()]
     if spare_slots:  # what may come: every version there is, and what training would make

@@ -90,7 +90,7 @@ def load_base_model(path: str | Path, dtype: str = "float32",
     Raises:
         ModelError: a file is missing (it is named), the hub cannot be asked, or this is no causal language model.
         UnknownModelError: the hub has no model of that name.
-        CorruptFileError: the folder has a manifest and a file differs from it.
+        CorruptFileError: the embedded model's files are damaged.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

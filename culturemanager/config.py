@@ -82,8 +82,15 @@ class Project(Section):
         return f"{self._file}: {field}" if self._file else field
 
     def resolve(self, path: str) -> Path:
-        """A path of this file, relative to the folder the file lies in; `~` is the user's home."""
-        return (self._folder / Path(path).expanduser()).resolve()
+        """A path of this file, relative to the folder the file lies in; `~` is the user's home.
+
+        Raises:
+            ConfigError: `~` stands for a home that nobody knows.
+        """
+        try:
+            return (self._folder / Path(path).expanduser()).resolve()
+        except RuntimeError as error:
+            raise ConfigError(f"{self._file}: {path!r} names no folder: {error} Write the path out.") from error
 
     @property
     def workspace_url(self) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from culturemanager.records import EvaluationItem
 from culturemanager.tasks import normalise
@@ -22,7 +23,7 @@ class WordRuns:
             raise ValueError(f"a run has at least one word, got n={n}")
         self.n = n
         self._runs = {run for text in texts for run in self._of(text)}
-        self._whole = frozenset(map(normalise, whole))
+        self._whole = frozenset(filter(None, map(normalise, whole)))
 
     def _of(self, text: str) -> list[tuple[str, ...]]:
         words = normalise(text).split()
@@ -35,6 +36,11 @@ class WordRuns:
     def repeats(self, text: str) -> bool:
         """Whether `text` is one of the whole texts."""
         return normalise(text) in self._whole
+
+
+def asked_text(inputs: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """What an item or a row asks, as one text: the task's fields but for lists, such as the options of a choice."""
+    return " ".join(value for value in map(inputs.get, fields) if isinstance(value, str))
 
 
 def item_texts(item: EvaluationItem) -> list[str]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from culturemanager.training.plan import Retrieve
 
 Progress = Callable[[int, int, str], None]
-ROUTER_VERSION = 1
+ROUTER_VERSION = 2
 """Raise it when fitting the router changes what is saved."""
 EVALUATION_VERSION = 2
 """Raise it when the evaluation's code changes its figures or its report."""
@@ -37,7 +37,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Project:
 
     Raises:
         ConfigError: the file, a task, an item or a name in it is wrong, or a folder it names cannot be used.
-        CorruptFileError: the base model's folder is damaged.
+        ModelError: the base model's folder lacks a file.
     """
     project = config.load(path, overrides)
     preflight.check(project)

@@ -1,6 +1,7 @@
 """A candidate becomes a training row only if it passes every check, and each drop is counted by reason."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,15 @@ def test_a_sound_candidate_becomes_a_traceable_row():
 def test_an_unsound_candidate_is_dropped_for_its_reason(change, reason):
     outcome = run(candidate(**change))
     assert outcome.examples == [] and outcome.dropped == {reason: 1}
+
+
+def test_a_row_that_asks_all_of_an_item_is_leakage_and_one_that_shares_a_field_is_not():
+    task = replace(TASKS["acceptability"], id="twofold", fields=("place", "behaviour"), template="{{ place }}: {{ behaviour }}")
+    rows = [candidate(task="twofold", inputs={"place": place, "behaviour": "Slurping soup."}) for place in ("home", "inn", "")]
+    asked = ("inn Slurping soup", "inn", "Slurping soup, loudly", "")
+    outcome = Checker([task], CULTURES, [PASSAGE], WordRuns([], whole=asked), ExamplesConfig(), "test").run(rows)
+    assert [row.inputs["place"] for row in outcome.examples] == ["home", ""]
+    assert outcome.dropped == {"leakage: shares words with an evaluation item": 1}
 
 
 def test_the_same_prompt_counts_once():

@@ -54,6 +54,12 @@ def test_workspace_url_stays_as_it_is(tmp_path: Path, url: str) -> None:
     assert config.load(written(tmp_path), [f"workspace={url}"]).workspace_url == url
 
 
+def test_a_home_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    project = config.load(written(tmp_path))
+    with pytest.raises(ConfigError, match="'~nobody-of-that-name/pages' names no folder"):
+        project.resolve("~nobody-of-that-name/pages")
+
+
 def test_base_path_is_a_folder_of_the_project_or_a_hub_name(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     path = written(tmp_path)

@@ -200,6 +200,31 @@ def test_a_replica_starts_without_a_damaged_version_and_answers_with_it_once_it_
     assert answers("turkey-v0001") and answers("germany-v0001")
 
 
+def test_a_culture_left_with_an_old_bases_version_keeps_no_other_from_being_served(project_file):
+    registry = AdapterRegistry(project_file.parent / "work" / "adapters")
+    base = str(project_file.parent / "base")
+    bank = AdapterBank(LlamaForCausalLM.from_pretrained(base), slots=1, max_rank=2)
+    bank.add("turkey", AdapterShape(2, 2.0), seed=0)
+    old = registry.publish("turkey", AdapterShape(2, 2.0), bank.tensors("turkey"), base, bank.targets, "1" * 64, {},
+                           base_digest="0" * 64)
+    told: list[str] = []
+    project = load(project_file)
+    _, _, held = artifacts.open_serving(project, [old.name, "germany-v0001"], on_damage=lambda name, _: told.append(name))
+    assert list(held.names) == ["germany-v0001"] and told == [old.name]
+    with pytest.raises(AdapterError, match="no longer the same"):  # it is the base that is wrong
+        artifacts.open_serving(project, [old.name], on_damage=lambda name, _: told.append(name))
+
+
+def test_a_hubs_commit_says_nothing_of_a_folders_files(project_file):
+    registry = AdapterRegistry(project_file.parent / "work" / "adapters")
+    folder = str(project_file.parent / "base")
+    bank = AdapterBank(LlamaForCausalLM.from_pretrained(folder), slots=1, max_rank=2)
+    bank.add("turkey", AdapterShape(2, 2.0), seed=0)
+    version = registry.publish("turkey", AdapterShape(2, 2.0), bank.tensors("turkey"), "owner/base", bank.targets, "1" * 64, {},
+                               base_digest="0" * 64)
+    assert version.name in artifacts.open_serving(load(project_file), [version.name])[2].names
+
+
 def test_a_version_that_is_not_there_drops_no_other(served):
     adapters, bank, _, _ = served
     adapters.require(NAMES[0])

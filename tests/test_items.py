@@ -106,6 +106,7 @@ def test_a_short_text_repeats_one_only_as_a_whole():
     held_out = WordRuns([], whole=["Burping after dinner."])
     assert held_out.repeats("burping, after dinner") and not held_out.repeats("Burping after dinner loudly.")
     assert held_out.shared_with("Burping after dinner.") is None
+    assert not WordRuns([], whole=["", "?"]).repeats("")
 
 
 def test_case_and_punctuation_hide_no_leakage():

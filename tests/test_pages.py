@@ -103,6 +103,18 @@ def test_an_engine_that_goes_down_midway_is_asked_the_rest_by_the_next_run(ray_c
     assert sorted(lines(log), key=int) == [str(n) for n in range(20, 40)] and not result.dropped
 
 
+def test_queries_that_fail_for_good_keep_no_other_from_being_asked(ray_cluster, tmp_path) -> None:
+    hits = {str(n): "no engine answered." if n < 2 * FAILURES_IN_A_ROW + 2 else ["a"] for n in range(30)}
+    collect = functools.partial(collect_pages, [query(text, "zorland") for text in hits], PagesConfig(actors=1),
+                                functools.partial(Listed, hits), AnyPage, draft(tmp_path))
+    for _ in range(2):  # each gets eight of them behind it
+        with pytest.raises(SearchError, match="Run the same"):
+            collect()
+    result = collect()
+    assert [page.url for page in result.pages] == ["http://a/"]
+    assert result.dropped == {"search_failed": 2 * FAILURES_IN_A_ROW + 2}
+
+
 def test_most_of_the_pages_gone_for_reasons_that_may_pass_is_an_error_and_half_of_them_is_none(ray_cluster, tmp_path) -> None:
     failures = tmp_path / "failures.json"
     collect = functools.partial(collect_pages, [query("q", "zorland")], PagesConfig(hits_per_query=4),

@@ -68,7 +68,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
                 said.append(f"{what}, it answers {percent(systems[name]['accuracy'])} right ({points(change)} points).")
     own, others = diagonal(summary["interference"])
     if own is not None and others is not None:
-        said.append(f"On {summary['interference_items']} closed questions of each culture, its own adapter is right on "
+        said.append(f"On {summary['interference_items']} closed questions of each culture at most, its own adapter is right on "
                     f"{percent(own)}, another culture\u2019s adapter on {percent(others)}.")
     router = summary["router"]
     if router["accuracy_with_cue"] is not None:

@@ -70,7 +70,7 @@ def title_and_text(text: str, content_type: str) -> tuple[str, str]:
     """
     if "html" not in content_type:
         heading = re.search(r"^#\s+(.+?)\s*#*$", text, re.M) if "markdown" in content_type else None
-        return _one_line(heading[1]) if heading else "", text
+        return shown_title(heading[1]) if heading else "", text
     try:
         parser = lxml.html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
         tree = lxml.html.document_fromstring(text.encode("utf-8"), parser=parser)
@@ -78,8 +78,9 @@ def title_and_text(text: str, content_type: str) -> tuple[str, str]:
         return "", ""
     title = tree.findtext(".//title") or "".join(h.text_content() for h in tree.iterfind(".//h1[1]"))
     lxml.etree.strip_elements(tree, *INVISIBLE, "title", with_tail=False)
-    return _one_line(title), " ".join(" ".join(tree.itertext()).split())
+    return shown_title(title), " ".join(" ".join(tree.itertext()).split())
 
 
-def _one_line(text: str) -> str:
+def shown_title(text: str) -> str:
+    """A title as one line, without what a terminal may obey."""
     return " ".join(UNSEEN.sub("", text).split())[:TITLE_CHARACTERS]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from culturemanager.errors import ConfigError
-from culturemanager.ngrams import WordRuns
+from culturemanager.ngrams import WordRuns, asked_text
 from culturemanager.records import Culture, Example, Passage, Task, stable_id
 from culturemanager.routing.gazetteer import Gazetteer
 from culturemanager.sections.synthesis import ExamplesConfig
@@ -44,7 +44,7 @@ class Checker:
 
     Args:
         passages: every passage, by which quotes are checked and attributed.
-        items: runs of words of the evaluation items, which no row may share.
+        items: runs of words of the evaluation items, which no row may share, and what each asks as a whole.
     """
 
     def __init__(self, tasks: Sequence[Task], cultures: Sequence[Culture], passages: Sequence[Passage],
@@ -66,7 +66,7 @@ class Checker:
                 if key in seen:
                     reason = "duplicate: same prompt"
                 elif (any(map(self._items.shared_with, (f"{example.prompt} {example.completion}", example.quote)))
-                      or any(self._items.repeats(value) for value in example.inputs.values() if isinstance(value, str))):
+                      or self._items.repeats(asked_text(example.inputs, self._tasks[example.task].fields))):
                     reason = "leakage: shares words with an evaluation item"
                 else:
                     seen.add(key)

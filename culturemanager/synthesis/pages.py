@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from culturemanager.errors import FetchError, SearchError
-from culturemanager.providers.document import title_and_text
+from culturemanager.providers.document import shown_title, title_and_text
 from culturemanager.providers.fetch import PageFetcher
 from culturemanager.providers.search import SearchProvider
 from culturemanager.records import Page, Query, stable_id
@@ -115,7 +115,9 @@ class _Results:
 
     def _add(self, rows: Iterable[Row]) -> None:
         for row in rows:
-            self.done[row["kind"]][row["key"]] = row
+            of_kind = self.done[row["kind"]]
+            if row["reason"] != UNASKED or row["key"] not in of_kind:  # one that failed was asked
+                of_kind[row["key"]] = row
 
     def _keep(self, rows: list[Row]) -> None:
         self._draft.append(rows)
@@ -125,11 +127,15 @@ class _Results:
         row = self.done[kind].get(key)
         return row is not None and not (row["reason"] and (kind == "search" or row["reason"] in PASSING))
 
+    def _has_failed(self, kind: str, key: str) -> bool:
+        return self.done[kind].get(key, {"reason": UNASKED})["reason"] != UNASKED
+
     def complete(self, kind: str, items: Sequence[Item], key: Callable[[Item], str], row: Callable[[Item], Row],
                  make_work: Callable[[], Callable[[list[Row]], list[Row]]], actors: int, progress: Progress | None,
                  what: str) -> None:
-        """Do what is left of `items`."""
+        """Do what is left of `items`, what failed before last: a query that fails for good keeps no other from being asked."""
         left = [item for item in items if not self._is_final(kind, key(item))]
+        left.sort(key=lambda item: self._has_failed(kind, key(item)))
         done = len(items) - len(left)
 
         def report(rows: list[Row]) -> None:
@@ -141,7 +147,10 @@ class _Results:
         stream([row(item) for item in left], make_work, self._keep, report, actors=actors, batch_size=BATCH)
 
     def require_searched(self) -> None:
-        """Raise when the search engine was down: the stage must not count as complete with the queries that it answered."""
+        """Raise when the search engine was seen to be down: the stage must not count as complete with what it answered before.
+
+        A few failures at the very end, too few for that, count as these queries' own (`search_failed`).
+        """
         failed, rows = self._passing("search")
         if rows and len(failed) == rows:
             raise SearchError(f"every query failed. The first time: {failed[0]['data']}")
@@ -266,7 +275,8 @@ def _choose(queries: Sequence[Query], searched: Mapping[str, Row], per_culture: 
 
 def _page(choice: Choice, fetched: Mapping[str, str]) -> Page:
     return Page(id=stable_id(choice.culture, choice.url), culture=choice.culture, query_ids=choice.query_ids, url=choice.url,
-                final_url=fetched["final_url"], title=fetched["title"] or choice.title, content_type=fetched["content_type"],
+                final_url=fetched["final_url"], title=fetched["title"] or shown_title(choice.title),
+                content_type=fetched["content_type"],
                 content=fetched["content"], fetched_at=fetched["fetched_at"], sha256=fetched["sha256"])
 
 

@@ -36,8 +36,8 @@ ADDRESSES_MODEL = re.compile(
 )
 
 
-JOINERS = re.compile("[\u200c\u200d]")
-"""Not seen, and so in the way of no reader."""
+JOINERS = re.compile("[\u034f\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""Joiners and variation selectors: not seen, and so in the way of no reader."""
 
 
 def addresses_model(text: str) -> bool:

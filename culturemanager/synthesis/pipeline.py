@@ -20,7 +20,7 @@ from culturemanager.cultures import resolve_cultures
 from culturemanager.embedded.base_model import cache_folder
 from culturemanager.errors import CorruptFileError, IncompleteStageError, NothingFoundError, SynthesisError
 from culturemanager.items import load_items
-from culturemanager.ngrams import WordRuns, item_texts
+from culturemanager.ngrams import WordRuns, asked_text, item_texts
 from culturemanager.records import Culture, EvaluationItem, Page, Passage, Query, Task, to_rows
 from culturemanager.storage import StageDirectory, Workspace, fingerprint
 from culturemanager.tasks import load_task
@@ -195,7 +195,8 @@ class Synthesis:
             calls = examples.plan_calls(self.cultures, self.tasks, passages, examples.PASSAGES_PER_CALL)
             candidates, dropped = examples.write_candidates(calls, factory, passages, self.cultures, self.tasks, draft,
                                                             in_flight=in_flight, progress=self.progress)
-            asked = (value for item in self.items for value in item.inputs.values() if isinstance(value, str))
+            fields = {task.id: task.fields for task in self.tasks}
+            asked = (asked_text(item.inputs, fields[item.task]) for item in self.items)
             checker = Checker(self.tasks, self.cultures, passages, WordRuns(self.held_out, whole=asked), project.examples,
                               generator.kind)
             outcome = checker.run(candidates)
