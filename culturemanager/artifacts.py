@@ -224,7 +224,7 @@ def _require_embedding(project: Project, stage: str) -> None:
 
 
 def version_loader(project: Project) -> Callable[[str], tuple[AdapterShape, Mapping[str, Tensor]]]:
-    """Gives the weights of adapter versions that were made for the base model as it lies there now.
+    """Gives the weights of adapter versions that were made for the base model as it lies there when this is called.
 
     What it returns raises:
         AdapterError: there is no such version, or it was made for another base model.
@@ -253,7 +253,7 @@ def _other_base(version: AdapterVersion, base: str, digest: Callable[[], str]) -
     comparable = version.base_digest and trained_on.is_absolute() == here.is_absolute()
     if comparable and version.base_digest != digest():
         return (f"{version.name} was trained on {trained_on}, and the files of {here} are no longer the same. Run "
-                "`culturemanager train`, or put the old files back; a running endpoint keeps what it has.")
+                "`culturemanager train`, put the old files back, or, where an endpoint runs on the old ones, start it anew.")
     return ""
 
 

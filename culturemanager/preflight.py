@@ -15,7 +15,7 @@ def check(project: Project) -> None:
 
     Raises:
         ConfigError: naming the first thing wrong.
-        ModelError: the base model's folder lacks a file.
+        ModelError: the base model's `config.json` cannot be read.
     """
     from culturemanager.evaluation.baselines import select_systems
     from culturemanager.synthesis.extractable import require_extractable

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 ROUTER_VERSION = 2
 """Raise it when fitting the router changes what is saved."""
-EVALUATION_VERSION = 2
+EVALUATION_VERSION = 3
 """Raise it when the evaluation's code changes its figures or its report."""
 
 
@@ -37,7 +37,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Project:
 
     Raises:
         ConfigError: the file, a task, an item or a name in it is wrong, or a folder it names cannot be used.
-        ModelError: the base model's folder lacks a file.
+        ModelError: the base model's `config.json` cannot be read.
     """
     project = config.load(path, overrides)
     preflight.check(project)

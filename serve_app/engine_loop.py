@@ -27,14 +27,14 @@ class EngineLoop:
         self.engine = engine
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._listeners: dict[int, Callable[[TokenEvent | BaseException], None]] = {}
-        self._failed_steps = 0  # in a row
+        self._failed_steps = self._failed_turns = 0  # in a row; either may go on working where the other fails
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether it computes. A GPU that failed once may fail at every step, or turn, from then on."""
-        return self._thread.is_alive() and self._failed_steps < MOST_FAILED_STEPS
+        return self._thread.is_alive() and max(self._failed_steps, self._failed_turns) < MOST_FAILED_STEPS
 
     def stop(self) -> None:
         """End the thread after the step it is in."""
@@ -79,9 +79,9 @@ class EngineLoop:
             except StopIteration as end:
                 ended = (end.value,)
             except RuntimeError:
-                self._failed_steps += 1
+                self._failed_turns += 1
                 raise
-            self._failed_steps = 0
+            self._failed_turns = 0
             return ended
 
         def close() -> None:

@@ -287,7 +287,8 @@ class Ingress:
     async def _ended(self, call: DeploymentResponse) -> tuple[dict[str, Any], float]:
         """A choice's answer, and when it came."""
         answer = await call
-        self._health.heard()
+        if "refused" not in answer:  # the router's own word, no replica's
+            self._health.heard()
         return answer, time.monotonic()
 
     async def _begin_streams(self, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -34,8 +34,12 @@ class ReplicaStatus:
         self._told_at = self._heard_at = -KNOWN_S
 
     def heard(self) -> None:
-        """A replica has answered something: they work, however long the question waits behind answers."""
-        self._heard_at = time.monotonic()
+        """A replica has answered something: they work, however long the question waits behind answers.
+
+        It says nothing new where one told that what it forwards to is out of reach.
+        """
+        if self._told.get("reachable", True):
+            self._heard_at = time.monotonic()
 
     async def get(self) -> dict[str, Any]:
         """What a replica told last: a moment ago, or before if it is too busy to tell.

@@ -87,6 +87,19 @@ class Listed:
         return [SearchHit(f"http://{name}/", f"title of {name}", "") for name in found]
 
 
+class GoesDown:
+    """A `Listed` that answers so many queries, and then none."""
+
+    def __init__(self, answers: int, hits: dict[str, list[str] | str], log: Path) -> None:
+        self._answers, self._listed = answers, Listed(hits, log)
+
+    def search(self, text: str, *, language: str, limit: int) -> list[SearchHit]:
+        if not self._answers:
+            raise SearchError("engine is down.")
+        self._answers -= 1
+        return self._listed.search(text, language=language, limit=limit)
+
+
 class AnyPage:
     """Fetches whatever is asked for, but for the urls in a file: those fail for the reason it gives."""
 

@@ -15,7 +15,7 @@ from culturemanager.sections.synthesis import FetchConfig, PagesConfig
 from culturemanager.storage import StageDraft
 from culturemanager.synthesis.pages import FAILURES_IN_A_ROW, FetchWork, PagesResult, SearchWork, collect_pages
 from tests.loopback import Reply, site
-from tests.page_providers import AnyPage, Listed, draft, lines
+from tests.page_providers import AnyPage, GoesDown, Listed, draft, lines
 
 
 def test_a_culture_keeps_the_pages_that_most_queries_found(tmp_path) -> None:
@@ -93,26 +93,36 @@ def test_an_engine_that_is_down_is_given_up_soon_and_asked_again_by_the_next_run
 
 
 def test_an_engine_that_goes_down_midway_is_asked_the_rest_by_the_next_run(ray_cluster, tmp_path) -> None:
-    hits = {str(n): ["a"] if n < 20 else "engine is down." for n in range(40)}
-    queries = [query(text, "zorland") for text in hits]
-    with pytest.raises(SearchError, match=r"went down before \d+ of 40 queries were searched: engine is down\. Run the same"):
-        collect_pages(queries, PagesConfig(actors=1), functools.partial(Listed, hits), AnyPage, draft(tmp_path))
-    log = tmp_path / "searched.log"
-    up = {text: ["a"] for text in hits}
-    result = collect_pages(queries, PagesConfig(), functools.partial(Listed, up, log), AnyPage, draft(tmp_path))
-    assert sorted(lines(log), key=int) == [str(n) for n in range(20, 40)] and not result.dropped
+    hits = {str(n): ["a"] for n in range(40)}
+    queries, log = [query(text, "zorland") for text in hits], tmp_path / "searched.log"
+    for answers in (20, 12, 0, 0):  # to the last eight
+        with pytest.raises(SearchError, match=r"went down before \d+ of 40 queries were searched: engine is down\. Run the same"):
+            collect_pages(queries, PagesConfig(actors=1), functools.partial(GoesDown, answers, hits, log), AnyPage,
+                          draft(tmp_path))
+    answered = set(lines(log))
+    log.unlink()
+    result = collect_pages(queries, PagesConfig(), functools.partial(Listed, hits, log), AnyPage, draft(tmp_path))
+    assert len(answered) == 32 and set(lines(log)) == hits.keys() - answered and not result.dropped
 
 
 def test_queries_that_fail_for_good_keep_no_other_from_being_asked(ray_cluster, tmp_path) -> None:
     hits = {str(n): "no engine answered." if n < 2 * FAILURES_IN_A_ROW + 2 else ["a"] for n in range(30)}
     collect = functools.partial(collect_pages, [query(text, "zorland") for text in hits], PagesConfig(actors=1),
                                 functools.partial(Listed, hits), AnyPage, draft(tmp_path))
-    for _ in range(2):  # each gets eight of them behind it
-        with pytest.raises(SearchError, match="Run the same"):
+    for _ in range(2):  # each gets eight of them behind it, and nothing was ever answered
+        with pytest.raises(SearchError, match="every query failed"):
             collect()
     result = collect()
     assert [page.url for page in result.pages] == ["http://a/"]
     assert result.dropped == {"search_failed": 2 * FAILURES_IN_A_ROW + 2}
+
+
+def test_many_queries_that_fail_in_a_row_are_no_engine_that_is_down(ray_cluster, tmp_path) -> None:
+    hits = {str(n): ["a"] if n < 5 else "language not supported." for n in range(40)}
+    queries = [query(text, "zorland") for text in hits]
+    for asked in (queries[:5], queries):
+        result = collect_pages(asked, PagesConfig(actors=1), functools.partial(Listed, hits), AnyPage, draft(tmp_path))
+    assert len(result.pages) == 1 and result.dropped == {"search_failed": 35}
 
 
 def test_most_of_the_pages_gone_for_reasons_that_may_pass_is_an_error_and_half_of_them_is_none(ray_cluster, tmp_path) -> None:

@@ -123,3 +123,24 @@ def test_what_was_told_long_ago_will_do_while_others_are_answered(monkeypatch: p
         return await status.get()
 
     assert asyncio.run(ask()) == {"number": 2}
+
+
+def test_answers_do_not_prolong_what_was_told_of_a_server_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_status, "KNOWN_S", 0.2)
+
+    async def told() -> dict[str, Any]:
+        return {"reachable": False}
+
+    async def ask() -> None:
+        status = ReplicaStatus(told)
+        assert not (await status.get())["reachable"]
+        await asyncio.sleep(0.3)
+        status.heard()
+        monkeypatch.setattr(status, "_ask", full)
+        await status.get()
+
+    async def full() -> dict[str, Any]:
+        raise BackPressureError(1, 1)
+
+    with pytest.raises(BackPressureError):  # `/health` calls that busy
+        asyncio.run(ask())

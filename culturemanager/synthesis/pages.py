@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from culturemanager.errors import FetchError, SearchError
 from culturemanager.providers.document import shown_title, title_and_text
 from culturemanager.providers.fetch import PageFetcher
-from culturemanager.providers.search import SearchProvider
+from culturemanager.providers.search import SearchHit, SearchProvider
 from culturemanager.records import Page, Query, stable_id
 from culturemanager.sections.synthesis import PagesConfig
 from culturemanager.storage import StageDraft
@@ -29,11 +29,11 @@ BATCH = 16
 FETCH_THREADS = 8
 """Sites read at the same time by one actor; each site gets one request at a time."""
 FAILURES_IN_A_ROW = 8
-"""After so many, an actor takes the search engine to be down and asks it no more."""
+"""After so many, an actor asks again what was answered before: without an answer to that either, the engine is down."""
 PASSING = frozenset({"timeout", "network"})
 """Reasons for which a page is tried again when an interrupted stage goes on."""
-UNASKED = "unasked"
-"""Why a query failed that the search engine was no longer asked."""
+DOWN = "engine_down"
+"""Why a query failed with which the engine was found to be down, or that it was not asked any more."""
 MOST_PASSING = 0.5
 """Of all pages, that may fail for such reasons in a stage that counts as complete: some servers never answer."""
 
@@ -81,9 +81,9 @@ def collect_pages(queries: Sequence[Query], config: PagesConfig, search_factory:
         FetchError: most pages did not come, for reasons that may pass (no network).
     """
     results = _Results(draft)
-    results.complete("search", _taking_turns(queries, lambda query: query.culture), lambda query: query.id,
-                     lambda query: {"id": query.id, "text": query.text, "language": query.language},
-                     _Factory(SearchWork, search_factory, config.hits_per_query), config.actors, progress,
+    answered = next((_asked(query) for query in queries if results.is_final("search", query.id)), None)
+    results.complete("search", _taking_turns(queries, lambda query: query.culture), lambda query: query.id, _asked,
+                     _Factory(SearchWork, search_factory, config.hits_per_query, answered), config.actors, progress,
                      "queries searched")
     results.require_searched()
 
@@ -111,31 +111,29 @@ class _Results:
     def __init__(self, draft: StageDraft) -> None:
         self._draft = draft
         self.done: dict[str, dict[str, Row]] = {"search": {}, "fetch": {}, "skipped": {}}
+        self._failures: Counter[str] = Counter()
         self._add(draft.rows())
 
     def _add(self, rows: Iterable[Row]) -> None:
         for row in rows:
-            of_kind = self.done[row["kind"]]
-            if row["reason"] != UNASKED or row["key"] not in of_kind:  # one that failed was asked
-                of_kind[row["key"]] = row
+            self.done[row["kind"]][row["key"]] = row
+            self._failures[row["key"]] += row["reason"] not in {"", DOWN}
 
     def _keep(self, rows: list[Row]) -> None:
         self._draft.append(rows)
         self._add(rows)
 
-    def _is_final(self, kind: str, key: str) -> bool:
+    def is_final(self, kind: str, key: str) -> bool:
+        """Whether that is done and not to be tried again."""
         row = self.done[kind].get(key)
         return row is not None and not (row["reason"] and (kind == "search" or row["reason"] in PASSING))
-
-    def _has_failed(self, kind: str, key: str) -> bool:
-        return self.done[kind].get(key, {"reason": UNASKED})["reason"] != UNASKED
 
     def complete(self, kind: str, items: Sequence[Item], key: Callable[[Item], str], row: Callable[[Item], Row],
                  make_work: Callable[[], Callable[[list[Row]], list[Row]]], actors: int, progress: Progress | None,
                  what: str) -> None:
         """Do what is left of `items`, what failed before last: a query that fails for good keeps no other from being asked."""
-        left = [item for item in items if not self._is_final(kind, key(item))]
-        left.sort(key=lambda item: self._has_failed(kind, key(item)))
+        left = [item for item in items if not self.is_final(kind, key(item))]
+        left.sort(key=lambda item: self._failures[key(item)])
         done = len(items) - len(left)
 
         def report(rows: list[Row]) -> None:
@@ -149,15 +147,15 @@ class _Results:
     def require_searched(self) -> None:
         """Raise when the search engine was seen to be down: the stage must not count as complete with what it answered before.
 
-        A few failures at the very end, too few for that, count as these queries' own (`search_failed`).
+        Other failures count as these queries' own (`search_failed`).
         """
         failed, rows = self._passing("search")
         if rows and len(failed) == rows:
             raise SearchError(f"every query failed. The first time: {failed[0]['data']}")
-        unasked = [row for row in failed if row["reason"] == UNASKED]
-        if unasked:
-            raise SearchError(f"the search engine went down before {len(unasked)} of {rows} queries were searched: "
-                              f"{unasked[0]['data']} Run the same command again once it is back; what was found is kept.")
+        down = [row for row in failed if row["reason"] == DOWN]
+        if down:
+            raise SearchError(f"the search engine went down before {len(down)} of {rows} queries were searched: "
+                              f"{down[0]['data']} Run the same command again once it is back; what was found is kept.")
 
     def require_fetched(self) -> None:
         """Raise when most pages did not come for reasons that may pass."""
@@ -170,7 +168,7 @@ class _Results:
     def _passing(self, kind: str) -> tuple[list[Row], int]:
         """Rows that failed for reasons that may pass, by key, and the number of all rows."""
         rows = sorted(self.done[kind].values(), key=lambda row: row["key"])
-        return [row for row in rows if not self._is_final(kind, row["key"])], len(rows)
+        return [row for row in rows if not self.is_final(kind, row["key"])], len(rows)
 
 
 class _Factory:
@@ -184,26 +182,48 @@ class _Factory:
 
 
 class SearchWork:
-    """Searches one query after another: an engine that is asked too fast shuts its door."""
+    """Searches one query after another: an engine that is asked too fast shuts its door.
 
-    def __init__(self, provider: SearchProvider, limit: int) -> None:
-        self._provider, self._limit = provider, limit
+    Args:
+        answered: a query that the engine answered before.
+    """
+
+    def __init__(self, provider: SearchProvider, limit: int, answered: Row | None = None) -> None:
+        self._provider, self._limit, self._answered = provider, limit, answered
         self._failures: list[str] = []
+        self._down = ""
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         skipped = getattr(self._provider, "skipped", {})
         return [self._search(row) for row in rows] + [_row("skipped", reason, "", str(n)) for reason, n in skipped.items()]
 
     def _search(self, row: Row) -> Row:
-        if len(self._failures) >= FAILURES_IN_A_ROW:
-            return _row("search", row["id"], UNASKED, self._failures[0])
+        if self._down:
+            return _row("search", row["id"], DOWN, self._down)
         try:
-            hits = self._provider.search(row["text"], language=row["language"], limit=self._limit)
+            hits = self._ask(row)
         except SearchError as error:
             self._failures.append(str(error))
-            return _row("search", row["id"], "failed", str(error))
+            if len(self._failures) == FAILURES_IN_A_ROW:
+                self._down = "" if self._still_answers() else self._failures[0]
+                self._failures.clear()
+            return _row("search", row["id"], DOWN if self._down else "failed", str(error))
         self._failures.clear()
+        self._answered = row
         return _row("search", row["id"], "", json.dumps([[hit.url, hit.title] for hit in hits], ensure_ascii=False))
+
+    def _ask(self, row: Row) -> Sequence[SearchHit]:
+        return self._provider.search(row["text"], language=row["language"], limit=self._limit)
+
+    def _still_answers(self) -> bool:
+        """Whether it is the queries that fail, and not the engine."""
+        if self._answered is None:
+            return False
+        try:
+            self._ask(self._answered)
+        except SearchError:
+            return False
+        return True
 
 
 class FetchWork:
@@ -229,6 +249,10 @@ class FetchWork:
                   "fetched_at": page.fetched_at, "sha256": page.sha256,
                   "title": title_and_text(page.text, page.content_type)[0]}
         return _row("fetch", url, "", json.dumps(values, ensure_ascii=False))
+
+
+def _asked(query: Query) -> Row:
+    return {"id": query.id, "text": query.text, "language": query.language}
 
 
 def _row(kind: str, key: str, reason: str, data: str) -> Row:

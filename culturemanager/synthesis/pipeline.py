@@ -26,7 +26,7 @@ from culturemanager.storage import StageDirectory, Workspace, fingerprint
 from culturemanager.tasks import load_task
 
 STAGES = ("queries", "pages", "passages", "index", "examples")
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raise it when a stage's code changes what it writes."""
 
 WRITER = {"base_url", "model", "temperature", "max_tokens"}
