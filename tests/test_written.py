@@ -194,12 +194,13 @@ def test_a_generator_pickles_and_still_hits_the_cache(tmp_path: Path) -> None:
 
 # The work travels as a pickle: a child that imported this file would load far more than it runs.
 PROGRAM = """
-import pickle, sys
+import pickle, signal, sys
 from pathlib import Path
 from culturemanager.sections.synthesis import OpenAIGenerator
 from culturemanager.synthesis.written import build_written_generator
 config = OpenAIGenerator(kind="openai", base_url=sys.argv[1], model="m", concurrency=2, timeout_s=20)
 generator = build_written_generator(config, Path(sys.argv[2]))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without it
 ((found, _),) = generator.generate_batch(pickle.loads(bytes.fromhex(sys.argv[3])))
 print(*(candidate.passage_id for candidate in found), sep="\\n")
 """
