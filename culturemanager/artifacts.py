@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from culturemanager.config import Project
 from culturemanager.cultures import resolve_cultures
-from culturemanager.errors import AdapterError, ConfigError, CultureManagerError, IncompleteStageError, StorageError
+from culturemanager.errors import (
+    AdapterError,
+    ConfigError,
+    CultureManagerError,
+    IncompleteStageError,
+    OtherBaseError,
+    StorageError,
+)
 from culturemanager.items import ItemSet, load_items
 from culturemanager.records import Culture, Example, Passage, Task
 from culturemanager.sections.synthesis import EmbeddingConfig
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
     from culturemanager.providers.embedding import Embedder
     from culturemanager.routing.router import CultureRouter
     from culturemanager.synthesis.index import PassageIndex
+
+    LoadVersion = Callable[[str], tuple[AdapterShape, Mapping[str, Tensor]]]
 
 
 def cultures(project: Project) -> tuple[Culture, ...]:
@@ -223,11 +232,12 @@ def _require_embedding(project: Project, stage: str) -> None:
                                    "or set `embedding.model` back.")
 
 
-def version_loader(project: Project) -> Callable[[str], tuple[AdapterShape, Mapping[str, Tensor]]]:
+def version_loader(project: Project) -> LoadVersion:
     """Gives the weights of adapter versions that were made for the base model as it lies there when this is called.
 
     What it returns raises:
-        AdapterError: there is no such version, or it was made for another base model.
+        AdapterError: there is no such version.
+        OtherBaseError: it was made for another base model.
         CorruptFileError: a file differs from its sum.
     """
     from culturemanager.base_model import content_digest, resolve_base_model
@@ -236,29 +246,28 @@ def version_loader(project: Project) -> Callable[[str], tuple[AdapterShape, Mapp
     digest = content_digest(base)
 
     def load(name: str) -> tuple[AdapterShape, Mapping[str, Tensor]]:
-        if told := _other_base(versions.get(name), base, lambda: digest):
-            raise AdapterError(told)
+        _require_base(versions.get(name), base, digest)
         return versions.load(name)
 
     return load
 
 
-def _other_base(version: AdapterVersion, base: str, digest: Callable[[], str]) -> str:
-    """What is told of a version that was made for another base model; empty for one that was made for this."""
+def _require_base(version: AdapterVersion, base: str, digest: str) -> None:
+    """Raise `OtherBaseError` unless the version was made for this base model."""
     trained_on, here = PurePath(version.base_model), PurePath(base)
     if trained_on.name != here.name:  # the folder may lie elsewhere on another machine
-        return (f"{version.name} was trained on the base model {trained_on}, and the project's is {here}. Run "
-                "`culturemanager train`, or set `base.path` back.")
+        raise OtherBaseError(f"{version.name} was trained on the base model {trained_on}, and the project's is {here}. Run "
+                             "`culturemanager train`, or set `base.path` back.")
     # A hub's model is known by its commit, a folder by its files: one says nothing of the other.
     comparable = version.base_digest and trained_on.is_absolute() == here.is_absolute()
-    if comparable and version.base_digest != digest():
-        return (f"{version.name} was trained on {trained_on}, and the files of {here} are no longer the same. Run "
-                "`culturemanager train`, put the old files back, or, where an endpoint runs on the old ones, start it anew.")
-    return ""
+    if comparable and version.base_digest != digest:
+        raise OtherBaseError(f"{version.name} was trained on {trained_on}, and the files of {here} are no longer the same. Run "
+                             "`culturemanager train`, put the old files back, or, where an endpoint runs on the old ones, "
+                             "start it anew.")
 
 
 def open_serving(project: Project, adapters: Iterable[str], spare_slots: int = 0,
-                 on_damage: Callable[[str, CultureManagerError], None] | None = None,
+                 on_damage: Callable[[str, CultureManagerError], None] | None = None, load: LoadVersion | None = None,
                  ) -> tuple[Engine, PreTrainedTokenizerBase, AdapterBank]:
     """An engine on the base model with these adapter versions, under their version names; its tokenizer and its bank.
 
@@ -266,38 +275,35 @@ def open_serving(project: Project, adapters: Iterable[str], spare_slots: int = 0
         spare_slots: room in the bank for so many more adapters.
         on_damage: told of each version that is missing or damaged, and what is wrong; it is left out then, its slot kept.
             None: that is raised.
+        load: what `version_loader` returned, where it was needed anyway.
 
     Raises:
-        AdapterError: a version is missing, or was made for another base model.
+        AdapterError: a version is missing.
+        OtherBaseError: one was made for another base model; with `on_damage`, all were.
         CorruptFileError: a file differs from its sum.
     """
     import torch
 
     from culturemanager.adapters.bank import AdapterBank
-    from culturemanager.base_model import content_digest, load_base_model, resolve_base_model
+    from culturemanager.base_model import load_base_model
     from culturemanager.inference.engine import Engine
 
-    versions, base = registry(project), resolve_base_model(project.base_path)
-    digest = functools.cache(lambda: content_digest(base))
+    load = load or version_loader(project)
     wanted, loaded, other_base = list(dict.fromkeys(adapters)), {}, []
     for name in wanted:
         try:
-            version, weights = versions.get(name), versions.load(name)
-            if told := _other_base(version, base, digest):
-                other_base.append(told)
-                raise AdapterError(told)
+            loaded[name] = load(name)
         except (AdapterError, StorageError) as error:
             if on_damage is None:
                 raise
             on_damage(name, error)
-        else:
-            loaded[name] = weights
+            other_base += [error] if isinstance(error, OtherBaseError) else []
     if other_base and len(other_base) == len(wanted):  # it is the base that is wrong
-        raise AdapterError(other_base[0])
+        raise other_base[0]
     model, tokenizer = load_base_model(project.base_path, project.base.dtype, "cuda" if torch.cuda.is_available() else "cpu")
     ranks = [shape.rank for shape, _ in loaded.values()]
     if spare_slots:  # what may come: every version there is, and what training would make
-        ranks += [project.training.rank, *(version.rank for version in versions.readable())]
+        ranks += [project.training.rank, *(version.rank for version in registry(project).readable())]
     bank = AdapterBank(model, slots=max(1, len(wanted) + spare_slots), max_rank=max(ranks, default=project.training.rank))
     for name, (shape, tensors) in loaded.items():
         bank.load(name, shape, tensors)

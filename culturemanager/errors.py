@@ -113,6 +113,10 @@ class AdapterError(CultureManagerError):
     """An adapter is missing, damaged, or made for another base model."""
 
 
+class OtherBaseError(AdapterError):
+    """An adapter was made for another base model."""
+
+
 class TrainingError(CultureManagerError):
     """Training could not start or go on."""
 

@@ -223,7 +223,7 @@ def evaluate(project: Project, progress: Progress | None = None) -> Evaluation:
 
     require_examples(project)
     workspace, settings = artifacts.workspace(project), project.evaluation
-    workspace.stage("router").manifest()
+    workspace.stage("router").manifest()  # raises where there is none
     if not workspace.stage("router").is_complete(_router_key(project)):
         raise IncompleteStageError(f"The router in {project.workspace_url} was made with other settings or rows. Run "
                                    "`culturemanager router` with this project file first.")

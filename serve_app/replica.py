@@ -57,7 +57,7 @@ class Replica:
         load = artifacts.version_loader(project)
         engine, self._tokenizer, bank = artifacts.open_serving(
             project, promoted, project.serving.spare_adapters,
-            on_damage=lambda name, error: log.warning("%s is not loaded: %s", name, error))
+            on_damage=lambda name, error: log.warning("%s is not loaded: %s", name, error), load=load)
         self._loop = EngineLoop(engine)
         self._adapters = ServedAdapters(load, bank, engine)
 

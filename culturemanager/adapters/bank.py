@@ -311,7 +311,7 @@ class AdapterBank:
             self._pass = outer
 
     def _begin(self, slots: tuple[int, ...], step: int | Mapping[int, int] | None, parts: Parts | None) -> Pass:
-        plan = self._compositions.plan(slots, {slot: self._shapes[name] for name, slot in self._names.items()})
+        plan = self._compositions.plan(slots, lambda: {slot: self._shapes[name] for name, slot in self._names.items()})
         dropout = {} if step is None else {slot: self.dropout_state(name) for name, slot in self._names.items()}
         return Pass(plan, step, parts, dropout, self._compositions.gathered(plan))
 

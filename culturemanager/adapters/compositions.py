@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -38,18 +38,19 @@ class Compositions:
         self._plans: OrderedDict[tuple[int, ...], RowPlan] = OrderedDict()
         self._gathered: OrderedDict[tuple[int, ...], Gathered] = OrderedDict()
 
-    def plan(self, slots: tuple[int, ...], shapes: Mapping[int, AdapterShape]) -> RowPlan:
+    def plan(self, slots: tuple[int, ...], taken: Callable[[], Mapping[int, AdapterShape]]) -> RowPlan:
         """The matrix products of a batch.
 
         Args:
             slots: one slot a row; 0 is the bare base.
-            shapes: taken slot to shape.
+            taken: gives the shape in each taken slot; asked only where the composition is not kept.
 
         Raises:
             AdapterError: a slot is empty or unknown, or there is no row.
         """
         plan = self._plans.get(slots)
         if plan is None:
+            shapes = taken()
             unknown = sorted({slot for slot in slots if slot and slot not in shapes})
             if unknown or not slots:
                 raise AdapterError(f"No adapter lies in the slots {unknown or list(slots)}; taken are {sorted(shapes)}.")
