@@ -13,7 +13,7 @@ from culturemanager.providers.search import FolderSearch, SearxngSearch
 from culturemanager.records import Query
 from culturemanager.sections.synthesis import FetchConfig, PagesConfig
 from culturemanager.storage import StageDraft
-from culturemanager.synthesis.pages import FAILURES_IN_A_ROW, FetchWork, PagesResult, SearchWork, collect_pages
+from culturemanager.synthesis.pages import BATCH, FAILURES_IN_A_ROW, FetchWork, PagesResult, SearchWork, collect_pages
 from tests.loopback import Reply, site
 from tests.page_providers import AnyPage, GoesDown, Listed, draft, lines
 
@@ -106,15 +106,14 @@ def test_an_engine_that_goes_down_midway_is_asked_the_rest_by_the_next_run(ray_c
 
 
 def test_queries_that_fail_for_good_keep_no_other_from_being_asked(ray_cluster, tmp_path) -> None:
-    hits = {str(n): "no engine answered." if n < 2 * FAILURES_IN_A_ROW + 2 else ["a"] for n in range(30)}
+    hits = {str(n): "no engine answered." if n < FAILURES_IN_A_ROW + 2 else ["a"] for n in range(BATCH - 1)}
     collect = functools.partial(collect_pages, [query(text, "zorland") for text in hits], PagesConfig(actors=1),
                                 functools.partial(Listed, hits), AnyPage, draft(tmp_path))
-    for _ in range(2):  # each gets eight of them behind it, and nothing was ever answered
-        with pytest.raises(SearchError, match="every query failed"):
-            collect()
+    with pytest.raises(SearchError, match="every query failed"):  # eight failed, and nothing was ever answered
+        collect()
     result = collect()
     assert [page.url for page in result.pages] == ["http://a/"]
-    assert result.dropped == {"search_failed": 2 * FAILURES_IN_A_ROW + 2}
+    assert result.dropped == {"search_failed": FAILURES_IN_A_ROW + 2}
 
 
 def test_many_queries_that_fail_in_a_row_are_no_engine_that_is_down(ray_cluster, tmp_path) -> None:
