@@ -278,7 +278,7 @@ def tokens_per_second(engine: Engine, asked: Sequence[GenerationRequest]) -> flo
 @contextlib.contextmanager
 def endpoint(path: str) -> Iterator[httpx2.Client]:
     """`culturemanager serve` in a process of its own, until the block is left."""
-    server = subprocess.Popen([sys.executable, "-m", "culturemanager.cli", "serve", path, "--set", f"serving.port={PORT}"])
+    server = subprocess.Popen([sys.executable, "-m", "culturemanager", "serve", path, "--set", f"serving.port={PORT}"])
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=120) as client:
             until = time.monotonic() + 180

@@ -219,7 +219,7 @@ def _program() -> str:
 
     if shutil.which("culturemanager"):
         return "culturemanager"
-    return f"{sys.executable} -m culturemanager.cli" if sys.argv[0].endswith(".py") else sys.argv[0]
+    return f"{sys.executable} -m culturemanager" if sys.argv[0].endswith(".py") else sys.argv[0]
 
 
 # ---- the stages one by one
@@ -359,7 +359,3 @@ def doctor(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) ->
             console.paragraph(f"{finding.name}: {finding.advice}")
     if any(finding.result == checks.FAILED for finding in findings):
         raise typer.Exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -37,7 +37,7 @@ evaluation: {items: items.jsonl, systems: [base, culturemanager], bootstrap: 100
 
 def command(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """The real command in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "culturemanager.cli", *map(str, arguments)], capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-m", "culturemanager", *map(str, arguments)], capture_output=True, text=True,
                           timeout=1500, cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | environment)
 
 
@@ -536,7 +536,7 @@ def test_ask_names_the_culture_and_how_sure_the_router_was(finished) -> None:
 
 def interrupted(*arguments: object, when: str, by: signal.Signals = signal.SIGINT) -> subprocess.CompletedProcess[str]:
     """A command, and Ctrl-C (or another signal) as soon as its standard error says `when`."""
-    process = subprocess.Popen([sys.executable, "-m", "culturemanager.cli", *map(str, arguments)], text=True,
+    process = subprocess.Popen([sys.executable, "-m", "culturemanager", *map(str, arguments)], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
                                # A test run in the background of a shell ignores Ctrl-C, and its children would too.
@@ -560,7 +560,7 @@ def test_sigterm_ends_a_command_without_a_cluster_too(project: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(120)
         upstream = f"serving.upstream={{base_url: 'http://127.0.0.1:{silent.getsockname()[1]}/v1'}}"
-        process = subprocess.Popen([sys.executable, "-m", "culturemanager.cli", "validate", str(project), "--set", upstream],
+        process = subprocess.Popen([sys.executable, "-m", "culturemanager", "validate", str(project), "--set", upstream],
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                    env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
         with silent.accept()[0]:  # it waits for an answer now
@@ -571,7 +571,7 @@ def test_sigterm_ends_a_command_without_a_cluster_too(project: Path) -> None:
 
 def killed(path: Path, when: str) -> None:
     """A run whose driver is killed as soon as a file like `when` lies in its workspace."""
-    process = subprocess.Popen([sys.executable, "-m", "culturemanager.cli", "run", str(path)], stdout=subprocess.DEVNULL,
+    process = subprocess.Popen([sys.executable, "-m", "culturemanager", "run", str(path)], stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
     until = time.monotonic() + 300
     while not any((path.parent / "runs").glob(when)):

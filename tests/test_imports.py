@@ -30,7 +30,8 @@ LINES = (
     ("culturemanager.project", "culturemanager.preflight", "culturemanager.artifacts", "culturemanager.questions",
      "culturemanager.serving", "culturemanager.cluster", "culturemanager.console", "culturemanager.doctor",
      "culturemanager.starter", "culturemanager.reference", "culturemanager.addresses", "culturemanager.summary",
-     "culturemanager.job", "culturemanager.cli", "culturemanager.cli_shared", "culturemanager.cli_serving", "jobs", "serve_app"),
+     "culturemanager.job", "culturemanager.cli", "culturemanager.cli_shared", "culturemanager.cli_serving",
+     "culturemanager.__main__", "jobs", "serve_app"),
 )
 APART = {"culturemanager.synthesis", "culturemanager.training", "culturemanager.inference"}
 HEAVY = {"torch", "transformers", "ray", "numpy", "pyarrow", "faiss", "deepspeed", "peft", "sklearn", "scipy", "pandas",

@@ -314,7 +314,7 @@ def test_loading_a_mistyped_name_fails_at_once_and_quietly(hub_site, tmp_path: P
 
 
 def test_validate_asks_the_hub_for_the_layers_unless_it_is_to_stay_offline(hub_site, project: Path, tmp_path: Path) -> None:
-    arguments = ["-m", "culturemanager.cli", "validate", str(project), "--set", f"base.path={NAME}", "--set",
+    arguments = ["-m", "culturemanager", "validate", str(project), "--set", f"base.path={NAME}", "--set",
                  "training.last_layers=99"]
     done, _ = asked([*arguments, "--offline"], hub_site.url, tmp_path / "home")
     assert done.returncode == 0, done.stderr
