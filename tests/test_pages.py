@@ -124,14 +124,17 @@ def test_many_queries_that_fail_in_a_row_are_no_engine_that_is_down(ray_cluster,
     assert len(result.pages) == 1 and result.dropped == {"search_failed": 35}
 
 
-def test_most_of_the_pages_gone_for_reasons_that_may_pass_is_an_error_and_half_of_them_is_none(ray_cluster, tmp_path) -> None:
+def test_more_pages_out_of_reach_than_may_be_is_an_error_that_says_how_to_go_on(ray_cluster, tmp_path) -> None:
+    def collect(**config: float) -> PagesResult:
+        hits = {"q": ["a", "b", "c", "d"]}
+        return collect_pages([query("q", "zorland")], PagesConfig(**config), functools.partial(Listed, hits),
+                             functools.partial(AnyPage, failures), draft(tmp_path))
+
     failures = tmp_path / "failures.json"
-    collect = functools.partial(collect_pages, [query("q", "zorland")], PagesConfig(hits_per_query=4),
-                                functools.partial(Listed, {"q": ["a", "b", "c", "d"]}), functools.partial(AnyPage, failures),
-                                draft(tmp_path))
     failures.write_text(json.dumps(dict.fromkeys(["http://a/", "http://b/", "http://c/"], "network")))
-    with pytest.raises(FetchError, match=r"3 of 4 pages could not be fetched.*run the same command again"):
+    with pytest.raises(FetchError, match=r"3 of 4 pages could not be fetched.*run the same command again.*`pages\.may_fail`"):
         collect()
+    assert len(collect(may_fail=0.75).pages) == 1
     failures.write_text(json.dumps(dict.fromkeys(["http://a/", "http://b/"], "network")))
     assert len(collect().pages) == 2
 
@@ -139,8 +142,8 @@ def test_most_of_the_pages_gone_for_reasons_that_may_pass_is_an_error_and_half_o
 def test_no_network_is_an_error_and_not_an_empty_stage(ray_cluster, tmp_path) -> None:
     failures = tmp_path / "failures.json"
     failures.write_text(json.dumps({"http://a/": "network", "http://b/": "timeout"}))
-    with pytest.raises(FetchError, match="run the same command again"):
-        collect_pages([query("q", "zorland")], PagesConfig(), functools.partial(Listed, {"q": ["a", "b"]}),
+    with pytest.raises(FetchError, match=r"run the same command again\.$"):
+        collect_pages([query("q", "zorland")], PagesConfig(may_fail=0.99), functools.partial(Listed, {"q": ["a", "b"]}),
                       functools.partial(AnyPage, failures), draft(tmp_path))
 
 

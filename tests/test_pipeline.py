@@ -151,6 +151,12 @@ def test_queries_are_written_again_by_another_language_model_if_one_writes_them(
     assert key(False, {}) == key(False, changed)
 
 
+def test_letting_more_pages_fail_throws_nothing_away_that_was_fetched(small_run):
+    keys = {pipeline.Synthesis(config.load(small_run, settings), None).fingerprint("pages")
+            for settings in ([], ["pages.may_fail=0.9"])}
+    assert len(keys) == 1
+
+
 def test_where_no_page_is_found_nothing_counts_as_done(ray_cluster, tmp_path):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "menu.md").write_text("# Menu\n\nSoup of the day.\n")

@@ -118,6 +118,8 @@ class PagesConfig(Section):
     """Pages kept for each culture, those found by most queries first."""
     fetch: FetchConfig = FetchConfig()
     """Limits on what is fetched."""
+    may_fail: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the pages that may stay out of reach (no network, no answer in time); with more, the next run tries again."""
     actors: int = Field(default=1, ge=1)
     """Ray Data actors that search and fetch."""
 

@@ -34,8 +34,6 @@ PASSING = frozenset({"timeout", "network"})
 """Reasons for which a page is tried again when an interrupted stage goes on."""
 DOWN = "engine_down"
 """Why a query failed with which the engine was found to be down, or that it was not asked any more."""
-MOST_PASSING = 0.5
-"""Of all pages, that may fail for such reasons in a stage that counts as complete: some servers never answer."""
 
 Item = TypeVar("Item")
 Progress = Callable[[int, int, str], None]
@@ -78,7 +76,7 @@ def collect_pages(queries: Sequence[Query], config: PagesConfig, search_factory:
 
     Raises:
         SearchError: the provider cannot be used, failed on every query, or went down before all were searched.
-        FetchError: most pages did not come, for reasons that may pass (no network).
+        FetchError: more pages than may fail did not come, for reasons that may pass (no network).
     """
     results = _Results(draft)
     answered = next((_asked(query) for query in queries if results.is_final("search", query.id)), None)
@@ -91,7 +89,7 @@ def collect_pages(queries: Sequence[Query], config: PagesConfig, search_factory:
     urls = sorted({choice.url for choice in choices})
     results.complete("fetch", _taking_turns(urls, _site), lambda url: url, lambda url: {"url": url},
                      _Factory(FetchWork, fetcher_factory), config.actors, progress, "pages fetched")
-    results.require_fetched()
+    results.require_fetched(config.may_fail)
 
     pages = []
     for choice in choices:
@@ -157,13 +155,17 @@ class _Results:
             raise SearchError(f"the search engine went down before {len(down)} of {rows} queries were searched: "
                               f"{down[0]['data']} Run the same command again once it is back; what was found is kept.")
 
-    def require_fetched(self) -> None:
-        """Raise when most pages did not come for reasons that may pass."""
+    def require_fetched(self, may_fail: float) -> None:
+        """Raise when more than this share of the pages did not come for reasons that may pass."""
         failed, rows = self._passing("fetch")
-        if len(failed) > MOST_PASSING * rows:
-            what = "no page could" if len(failed) == rows else f"{len(failed)} of {rows} pages could not"
-            raise FetchError(f"{what} be fetched. The first that failed: {failed[0]['data']} Check the network, then run the "
-                             "same command again.")
+        if len(failed) <= may_fail * rows:
+            return
+        what, advice = "no page could", ""
+        if len(failed) < rows:
+            what = f"{len(failed)} of {rows} pages could not"
+            advice = " If these servers never answer, raise `pages.may_fail` to go on without them; what was fetched is kept."
+        raise FetchError(f"{what} be fetched. The first that failed: {failed[0]['data']} Check the network, then run the same "
+                         f"command again.{advice}")
 
     def _passing(self, kind: str) -> tuple[list[Row], int]:
         """Rows that failed for reasons that may pass, by key, and the number of all rows."""

@@ -73,7 +73,8 @@ class Synthesis:
         writer = project.examples.generator.model_dump(include=WRITER) if project.queries.llm else {}
         settings: dict[str, list[Any]] = {
             "queries": [project.queries.model_dump(), cultures, tasks, *([writer] if writer else [])],
-            "pages": [project.pages.model_dump(), _folder_state(project)],
+            # Without `may_fail`: to raise it must not throw away what was fetched.
+            "pages": [project.pages.model_dump(exclude={"may_fail"}), _folder_state(project)],
             "passages": [project.passages.model_dump()],
             "index": [project.index.model_dump(), project.embedding.model],
             "examples": [project.examples.model_dump(), project.embedding.model, self.held_out if stage == "examples" else []],
