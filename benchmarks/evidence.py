@@ -28,7 +28,7 @@ from culturemanager import project as projects
 from culturemanager.config import Project
 from culturemanager.errors import CultureManagerError
 from culturemanager.evaluation.baselines import SYSTEMS
-from culturemanager.evaluation.runner import Evaluation
+from culturemanager.evaluation.results import Evaluation
 from culturemanager.storage import write_json
 from culturemanager.training.outlook import device_here
 from culturemanager.training.precision import products_of

@@ -12,7 +12,7 @@ import numpy as np
 
 from culturemanager.errors import ConfigError
 from culturemanager.evaluation import metrics
-from culturemanager.evaluation.runner import SUBJECT, Evaluation, load
+from culturemanager.evaluation.results import SUBJECT, Evaluation, load
 from culturemanager.storage import Workspace
 
 
@@ -46,7 +46,7 @@ class Seed:
 
         Raises:
             ConfigError: the file is not there, is no JSON, or is not one seed's.
-            IncompleteStageError, CorruptFileError: as `runner.load`.
+            IncompleteStageError, CorruptFileError: as `results.load`.
         """
         if path.is_dir():
             return cls.of(load(Workspace(str(path)).stage("evaluation")))

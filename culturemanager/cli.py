@@ -28,7 +28,7 @@ from culturemanager.cli_shared import (
 
 if TYPE_CHECKING:
     from culturemanager.config import Project
-    from culturemanager.evaluation.runner import Evaluation
+    from culturemanager.evaluation.results import Evaluation
 
 STOPPED = 130
 EXIT_CODES = ("Exit code: 0 done; 1 something failed or is not there yet; 2 the command or a file of yours has to be "
@@ -123,12 +123,13 @@ def callback(context: typer.Context,
 
 
 @contextlib.contextmanager
-def _working(context: typer.Context, ray: bool = True) -> Iterator[Callable[[int, int, str], None]]:
-    """A Ray cluster, if one is needed, and a progress report."""
+def _working(context: typer.Context) -> Iterator[tuple[Callable[[int, int, str], None], Callable[[], None]]]:
+    """A progress report, and what starts a Ray cluster for the block: a second run, which finds everything complete, needs
+    none."""
     from culturemanager import cluster, console
 
-    with cluster.connect(logs=bool(context.obj)) if ray else contextlib.nullcontext(), console.progress() as progress:
-        yield progress
+    with contextlib.ExitStack() as started, console.progress() as progress:
+        yield progress, lambda: started.enter_context(cluster.connect(logs=bool(context.obj)))
 
 
 # ---- a project
@@ -187,8 +188,8 @@ def run(context: typer.Context, project: ProjectFile = DEFAULT_PROJECT, override
     from culturemanager import project as assembly
 
     loaded = assembly.load(project, overrides)
-    with _working(context) as progress:
-        outcome = assembly.run(loaded, progress)
+    with _working(context) as (progress, connect):
+        outcome = assembly.run(loaded, progress, connect)
     console.passed_over(outcome.passed_over, project)
     if outcome.evaluation:
         _show_comparison(loaded, outcome.evaluation, project)
@@ -231,8 +232,8 @@ def _stage(name: str) -> Callable[..., None]:
         from culturemanager import project as assembly
 
         loaded = assembly.load(project, overrides)
-        with _working(context, assembly.needs_ray(loaded, name)) as progress:
-            details = assembly.synthesize(loaded, name, progress)
+        with _working(context) as (progress, connect):
+            details = assembly.synthesize(loaded, name, progress, connect)
         for done, counts in details.items():
             dropped = ", ".join(f"{number:,} {reason}" for reason, number in counts.get("dropped", {}).items())
             console.say(f"{done}: {counts['rows']:,} rows{f'; dropped: {dropped}' if dropped else ''}")
@@ -280,8 +281,8 @@ def train(context: typer.Context, project: ProjectFile = DEFAULT_PROJECT,
     for culture in only:  # said before a cluster is started
         artifacts.require_culture(loaded, culture)
     assembly.require_examples(loaded)
-    with _working(context) as progress:
-        versions = assembly.train(loaded, only, progress)
+    with _working(context) as (progress, connect):
+        versions = assembly.train(loaded, only, progress, connect)
     show_versions(loaded, versions)
     console.passed_over(assembly.passed_over(loaded, versions), project)
 

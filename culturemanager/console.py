@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from culturemanager.evaluation.runner import Evaluation
+    from culturemanager.evaluation.results import Evaluation
     from culturemanager.training.outlook import Outlook
 
 PLAIN_EVERY_S = 15.0

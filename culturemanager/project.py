@@ -21,11 +21,12 @@ from culturemanager.records import AdapterVersion, to_rows
 from culturemanager.storage import fingerprint
 
 if TYPE_CHECKING:
-    from culturemanager.evaluation.runner import Evaluation
+    from culturemanager.evaluation.results import Evaluation
     from culturemanager.training.outlook import Outlook
     from culturemanager.training.plan import Retrieve
 
 Progress = Callable[[int, int, str], None]
+Connect = Callable[[], None]
 ROUTER_VERSION = 2
 """Raise it when fitting the router changes what is saved."""
 EVALUATION_VERSION = 3
@@ -56,8 +57,11 @@ class Outcome:
     """As `passed_over` says."""
 
 
-def run(project: Project, progress: Progress | None = None) -> Outcome:
-    """Everything, from queries to the evaluation's report. Needs Ray.
+def run(project: Project, progress: Progress | None = None, connect: Connect | None = None) -> Outcome:
+    """Everything, from queries to the evaluation's report. Needs Ray, unless synthesis and training are complete.
+
+    Args:
+        connect: called before Ray is used; without it there must be a connection.
 
     Raises:
         ModelError: the base model is not to be had from the hub.
@@ -66,28 +70,24 @@ def run(project: Project, progress: Progress | None = None) -> Outcome:
     preflight.check_layers(project, online=True)  # a mistyped name would otherwise show only after all pages were fetched
     left_out = None
     try:
-        synthesize(project, progress=progress)
+        synthesize(project, progress=progress, connect=connect)
     except NothingFoundError:
         raise
     except SynthesisError as error:
         left_out = error
-    versions = train(project, progress=progress)
+    versions = train(project, progress=progress, connect=connect)
     fit_router(project, progress)
     return Outcome(evaluate(project, progress) if artifacts.items(project).items else None, left_out,
                    passed_over(project, versions))
 
 
-def needs_ray(project: Project, until: str = "examples") -> bool:
-    """Whether `synthesize` has more to do than to write queries."""
-    from culturemanager.synthesis import pipeline
+def synthesize(project: Project, until: str = "examples", progress: Progress | None = None,
+               connect: Connect | None = None) -> dict[str, Any]:
+    """The stages from queries to `until`; each stage's row counts and drops. Needs Ray, where there is more to do than to
+    write queries.
 
-    wanted = pipeline.STAGES[1 : pipeline.STAGES.index(until) + 1]
-    status = pipeline.stage_status(project)
-    return not all(status[stage] for stage in wanted)
-
-
-def synthesize(project: Project, until: str = "examples", progress: Progress | None = None) -> dict[str, Any]:
-    """The stages from queries to `until`; each stage's row counts and drops. Needs Ray.
+    Args:
+        connect: as `run` takes it.
 
     Raises:
         SynthesisError: a culture was left without pages or rows; the others are complete.
@@ -95,14 +95,21 @@ def synthesize(project: Project, until: str = "examples", progress: Progress | N
     """
     from culturemanager.synthesis import pipeline
 
-    if not pipeline.stage_status(project)["examples"]:
+    status = pipeline.stage_status(project)
+    if not status["examples"]:
         preflight.check_key(project)
+    if connect and not all(status[stage] for stage in pipeline.STAGES[1 : pipeline.STAGES.index(until) + 1]):
+        connect()
     return pipeline.synthesize(project, until, progress)
 
 
-def train(project: Project, only: Sequence[str] = (), progress: Progress | None = None) -> list[AdapterVersion]:
+def train(project: Project, only: Sequence[str] = (), progress: Progress | None = None,
+          connect: Connect | None = None) -> list[AdapterVersion]:
     """The cultures' adapters, and those that the compared systems and the served one need; with `only`, those that the served
-    one needs for these cultures. Needs Ray.
+    one needs for these cultures. Needs Ray, where one of them is to be trained.
+
+    Args:
+        connect: as `run` takes it.
 
     Raises:
         IncompleteStageError: the examples are not there yet, or are out of date.
@@ -112,7 +119,7 @@ def train(project: Project, only: Sequence[str] = (), progress: Progress | None 
 
     require_examples(project)
     names, extra, retrieve = _asked_for(project, only)
-    return trainer.train(project, names, extra, progress, retrieve)
+    return trainer.train(project, names, extra, progress, retrieve, connect)
 
 
 def passed_over(project: Project, versions: Sequence[AdapterVersion]) -> list[tuple[str, str]]:
@@ -186,14 +193,13 @@ def fit_router(project: Project, progress: Progress | None = None) -> dict[str, 
     from culturemanager.routing.router import CultureRouter
 
     require_examples(project)
-    stage, key, cultures = artifacts.workspace(project).stage("router"), _router_key(project), artifacts.cultures(project)
-    embedder = artifacts.open_embedder(project)
+    stage, key = artifacts.workspace(project).stage("router"), _router_key(project)
     if stage.is_complete(key):
-        return CultureRouter.load(stage, embedder).report()
+        return CultureRouter.saved_report(stage)
     if progress:
         progress(0, 1, "router")
-    router = CultureRouter.fit(artifacts.examples(project), artifacts.passages(project), cultures, embedder,
-                               project.router, project.seed)
+    router = CultureRouter.fit(artifacts.examples(project), artifacts.passages(project), artifacts.cultures(project),
+                               artifacts.open_embedder(project), project.router, project.seed)
     with stage.writing(key) as draft:
         draft.details = {"embedding": project.embedding.model}
         router.save(draft)
@@ -218,7 +224,7 @@ def evaluate(project: Project, progress: Progress | None = None) -> Evaluation:
             made without a look at these very items may repeat them.
         AdapterError: a system has none of its adapters.
     """
-    from culturemanager.evaluation import provenance, report, runner
+    from culturemanager.evaluation import results
     from culturemanager.evaluation.baselines import required_adapters, select_systems
 
     require_examples(project)
@@ -233,7 +239,9 @@ def evaluate(project: Project, progress: Progress | None = None) -> Evaluation:
     adapters = {name: serving[name] for name in needed if name in serving}
     stage, key = workspace.stage("evaluation"), _evaluation_key(project, adapters, items)
     if stage.is_complete(key):
-        return runner.load(stage)
+        return results.load(stage)
+    from culturemanager.evaluation import provenance, report, runner
+
     systems = select_systems(settings.systems).values()
     embedder = artifacts.open_embedder(project)
     router = artifacts.open_router(project, embedder)
@@ -243,7 +251,7 @@ def evaluate(project: Project, progress: Progress | None = None) -> Evaluation:
     with stage.writing(key) as draft:
         evaluation = runner.evaluate(engine, tokenizer, adapters, items, tasks, cultures, settings.systems, router, retriever,
                                      examples, settings, project.seed, progress, draft=draft)
-        runner.save(draft, evaluation)
+        results.save(draft, evaluation)
         report.write_report(draft, evaluation, provenance.read_sources(workspace), project.name)
     return evaluation
 

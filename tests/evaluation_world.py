@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from culturemanager.cultures import catalogue, resolve_cultures
 from culturemanager.evaluation.baselines import SYSTEMS, required_adapters
+from culturemanager.evaluation.results import Evaluation
 from culturemanager.evaluation.retrieval import PassageRetriever
-from culturemanager.evaluation.runner import Evaluation, evaluate
+from culturemanager.evaluation.runner import evaluate
 from culturemanager.inference.requests import Generation, GenerationRequest, ScoreRequest
 from culturemanager.items import ItemSet, load_items
 from culturemanager.records import Culture, EvaluationItem, Example, Route, Task

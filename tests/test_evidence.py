@@ -13,7 +13,7 @@ from benchmarks.evidence import table
 from benchmarks.seeds import Seed, combine
 from culturemanager.errors import ConfigError
 from culturemanager.evaluation.baselines import SYSTEMS
-from culturemanager.evaluation.runner import SUBJECT, Evaluation, save
+from culturemanager.evaluation.results import SUBJECT, Evaluation, save
 from culturemanager.storage import Workspace
 from tests.evaluation_world import ScriptedEngine, knowledge, run, world
 

@@ -139,6 +139,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert loaded("import culturemanager") == set()
 
 
+def test_versions_are_listed_and_promoted_without_torch() -> None:
+    assert not {"torch", "transformers"} & loaded("import culturemanager.adapters.registry")
+
+
 def test_public_names_are_there_and_listed() -> None:
     import culturemanager
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -137,7 +136,6 @@ def test_what_a_person_chose_goes_on_serving_and_the_commands_say_so(folder, tmp
     assert registry.aliases() == {"turkey": "turkey-v0001", "greece": "greece-v0002"}
     found = assembly.passed_over(second, versions)
     path = tmp_path / "project.yaml"
-    monkeypatch.setattr(cli, "_working", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(assembly, "load", lambda *_: second)
     monkeypatch.setattr(assembly, "require_examples", lambda _: None)
     monkeypatch.setattr(assembly, "train", lambda *_: versions)

@@ -20,7 +20,7 @@ from culturemanager.config import Project
 from culturemanager.errors import TrainingError
 from culturemanager.records import Example, to_rows
 from culturemanager.storage import Workspace
-from culturemanager.training import trainer
+from culturemanager.training import packs, trainer
 from culturemanager.training.pack_folder import PLAN, RESULT, read_plans
 from culturemanager.training.worker import run_pack
 from tests.ray_processes import worker_processes
@@ -97,6 +97,16 @@ def test_two_workers_train_publish_and_end_as_one_process_does(folder, tmp_path,
     curves = json.loads(Path(project.workspace_url, "training", "curves.json").read_text())
     assert curves["turkey"]["loss"][-1] < curves["turkey"]["loss"][0]
     assert_published(project, trained_quietly(project, tmp_path / "quiet"), 1e-3)
+
+
+def test_rows_that_ray_data_tokenises_are_those_of_the_driver(folder, tmp_path, ray_cluster, monkeypatch):
+    project = make_project(tmp_path, folder)
+    plans = trainer.plans_of(project, (), (), project.base_path, None)
+    here = list(packs.tokenised(plans, project))
+    assert sum(len(table) for table in here) == 40
+    monkeypatch.setattr(packs, "TOKENISED_HERE", 39)
+    monkeypatch.setattr(packs.Tokenise, "__call__", None)  # in this process; the actors have their own
+    assert list(packs.tokenised(plans, project)) == here
 
 
 def test_when_every_adapter_fails_training_says_so_and_publishes_none(folder, tmp_path, ray_cluster):

@@ -19,7 +19,7 @@ from culturemanager.evaluation.charts import heat_level
 from culturemanager.evaluation.findings import headline, points, sample
 from culturemanager.evaluation.provenance import Sources, StageCount, read_sources
 from culturemanager.evaluation.report import comparison_table, render_report, write_report
-from culturemanager.evaluation.runner import Evaluation, save
+from culturemanager.evaluation.results import Evaluation, save
 from culturemanager.items import ItemSet
 from culturemanager.records import to_rows
 from culturemanager.storage import Workspace

@@ -19,8 +19,8 @@ from culturemanager.adapters.bank import AdapterBank
 from culturemanager.adapters.shape import AdapterShape
 from culturemanager.errors import AdapterError, ConfigError
 from culturemanager.evaluation.baselines import SYSTEMS
+from culturemanager.evaluation.results import load, save
 from culturemanager.evaluation.retrieval import PassageRetriever
-from culturemanager.evaluation.runner import load, save
 from culturemanager.inference.engine import Engine
 from culturemanager.items import ItemSet
 from culturemanager.sections.model import EvaluationConfig

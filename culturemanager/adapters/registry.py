@@ -20,16 +20,16 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from culturemanager.adapters import peft_format
 from culturemanager.adapters.aliases import VERSION_NAME, Aliases, storage_errors
 from culturemanager.adapters.shape import AdapterShape
 from culturemanager.errors import AdapterError, CorruptFileError
 from culturemanager.records import AdapterVersion
 from culturemanager.storage import fingerprint, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VERSION_FILE = "version.json"
 
@@ -61,6 +61,8 @@ class AdapterRegistry:
             AdapterError: the culture is no such word, or the weights cannot be saved.
             StorageError: the disk refused; no version appears.
         """
+        from culturemanager.adapters import peft_format  # brings torch, which nobody needs who lists or promotes versions
+
         if not _CULTURE.fullmatch(culture):
             raise AdapterError(f"{culture!r} cannot name an adapter; expected lower-case letters, digits and underscores.")
         draft = self.folder / f".tmp-{culture}-{uuid.uuid4().hex}"
@@ -152,6 +154,8 @@ class AdapterRegistry:
             AdapterError: as `get`, or the files are no plain LoRA adapter.
             CorruptFileError: a file is missing or damaged.
         """
+        from culturemanager.adapters import peft_format
+
         self._verify(name)
         shape, tensors, _ = peft_format.load(self._directory(name))
         return shape, tensors

@@ -1,1 +1,2 @@
-"""Ten systems on the same held-out items: the comparison (`runner`), its figures (`metrics`) and the report (`report`)."""
+"""Ten systems on the same held-out items: the comparison (`runner`) with its figures (`metrics`), what it
+comes to (`results`), and the report (`report`)."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from culturemanager.evaluation.baselines import SYSTEMS
-from culturemanager.evaluation.runner import SUBJECT, Answer
+from culturemanager.evaluation.results import SUBJECT, Answer
 
 
 def percent(share: float) -> str:

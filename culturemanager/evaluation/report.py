@@ -20,7 +20,7 @@ from culturemanager.evaluation import charts
 from culturemanager.evaluation.baselines import SYSTEMS
 from culturemanager.evaluation.findings import headline, remarks
 from culturemanager.evaluation.provenance import Sources
-from culturemanager.evaluation.runner import SUBJECT, Evaluation
+from culturemanager.evaluation.results import SUBJECT, Evaluation
 from culturemanager.evaluation.view import View
 from culturemanager.storage import StageDraft
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,17 +21,16 @@ from culturemanager.chat import chat_ids
 from culturemanager.errors import AdapterError, ConfigError
 from culturemanager.evaluation import metrics
 from culturemanager.evaluation.baselines import System, adapters_of, compose, culture_gone_by, pick_shots, select_systems
+from culturemanager.evaluation.results import SUBJECT, Answer, Evaluation
 from culturemanager.evaluation.retrieval import PassageRetriever, question_text
 from culturemanager.inference.engine import Engine
 from culturemanager.inference.requests import GenerationRequest, ScoreRequest
 from culturemanager.items import ItemSet
 from culturemanager.records import Culture, EvaluationItem, Example, Route, Score, Task
 from culturemanager.sections.model import EvaluationConfig
-from culturemanager.storage import StageDirectory, StageDraft, fingerprint
+from culturemanager.storage import StageDraft, fingerprint
 from culturemanager.tasks import answers, is_correct, parse_answer, render
 
-SUBJECT = "culturemanager"
-"""The system that all others are compared with."""
 ASKED_AT_ONCE = 256
 """Questions handed to the engine together; an interrupted run loses at most so many answers."""
 
@@ -61,36 +60,6 @@ class Question:
     def key(self) -> str:
         """Equal for questions that have the same answer."""
         return fingerprint(self.prompt, self.adapter, self.task.kind, answers(self.task, self.item.inputs))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One system's answer, with what it was asked."""
-
-    score: Score
-    question: str
-    """The task's own prompt, the same for every system."""
-    prompt: str
-    """The whole prompt, with culture, passages or examples."""
-    adapter: str
-    expected: str
-    """The item's answer; for free text a model answer."""
-
-    def to_row(self) -> dict[str, Any]:
-        return self.score.to_row() | {"question": self.question, "prompt": self.prompt, "adapter": self.adapter,
-                                      "expected": self.expected}
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Answer:
-        return cls(Score.from_row(row), row["question"], row["prompt"], row["adapter"], row["expected"])
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The outcome: `summary` is the content of `scores.json`."""
-
-    summary: Mapping[str, Any]
-    answers: tuple[Answer, ...]
 
 
 def evaluate(engine: Engine, tokenizer: PreTrainedTokenizerBase, adapters: Mapping[str, str], items: ItemSet,
@@ -290,20 +259,3 @@ def _score(question: Question, said: str, plain: str) -> Answer:
                   answer=said, correct=is_correct(question.task, question.item, parsed), unparsed=parsed is None,
                   routed_to=question.culture)
     return Answer(score, plain, question.prompt, question.adapter, question.item.answer)
-
-
-def save(draft: StageDraft, evaluation: Evaluation) -> None:
-    """Write `scores.json` and `answers.parquet` into the stage."""
-    draft.write_json("scores.json", evaluation.summary)
-    draft.write_rows([answer.to_row() for answer in evaluation.answers], name="answers.parquet")
-    draft.details |= {"items": evaluation.summary["items"], "systems": list(evaluation.summary["systems"])}
-
-
-def load(stage: StageDirectory) -> Evaluation:
-    """A saved evaluation.
-
-    Raises:
-        IncompleteStageError: the stage did not finish.
-        CorruptFileError: a file differs from its sum.
-    """
-    return Evaluation(stage.read_json("scores.json"), tuple(map(Answer.from_row, stage.read_rows("answers.parquet"))))

@@ -13,7 +13,7 @@ from culturemanager.evaluation.charts import Chart, Curve, Mark
 from culturemanager.evaluation.findings import percent, points, sample, span
 from culturemanager.evaluation.metrics import ABSTAINED
 from culturemanager.evaluation.provenance import Sources
-from culturemanager.evaluation.runner import Answer, Evaluation
+from culturemanager.evaluation.results import Answer, Evaluation
 
 SAMPLES = 12
 PAGES_SHOWN = 12

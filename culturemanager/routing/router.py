@@ -210,6 +210,15 @@ class CultureRouter:
         })
         draft.write_bytes("classifier.safetensors", self._classifier.to_bytes())
 
+    @staticmethod
+    def saved_report(stage: StageDirectory) -> dict[str, Any]:
+        """A saved router's `report`, read without an embedder.
+
+        Raises:
+            IncompleteStageError, CorruptFileError: as `load`.
+        """
+        return _read(stage)["report"]
+
     @classmethod
     def load(cls, stage: StageDirectory, embedder: Embedder) -> CultureRouter:
         """Read what `save` wrote, sums checked.
@@ -219,9 +228,7 @@ class CultureRouter:
             CorruptFileError: a file is damaged.
             ConfigError: `embedder` is not of the size the classifier was fitted with.
         """
-        data = stage.read_json("router.json")
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise CorruptFileError(f"{stage.path}/router.json is no router of format {FORMAT}. Run the router stage again.")
+        data = _read(stage)
         if embedder.dimension != data["dimension"]:
             raise ConfigError(f"the router was fitted on embeddings of size {data['dimension']}, this embedding model gives "
                               f"{embedder.dimension}. Set `embedding.model` back, or run the router stage again.")
@@ -229,3 +236,10 @@ class CultureRouter:
         calibrators = {signal: PlattScaling(**values) for signal, values in data["calibrators"].items()}
         cultures = [Culture.from_row(row) for row in data["cultures"]]
         return cls(cultures, embedder, classifier, calibrators, data["thresholds"], data["languages"], data["report"])
+
+
+def _read(stage: StageDirectory) -> dict[str, Any]:
+    data = stage.read_json("router.json")
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise CorruptFileError(f"{stage.path}/router.json is no router of format {FORMAT}. Run the router stage again.")
+    return data

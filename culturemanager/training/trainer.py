@@ -6,7 +6,7 @@ training. The rows travel as files in the workspace, so a restarted worker reads
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from culturemanager.base_model import content_digest, resolve_base_model
@@ -25,7 +25,7 @@ from culturemanager.training.publication import Publisher
 
 
 def train(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (), progress: ProgressReport | None = None,
-          retrieve: Retrieve | None = None) -> list[AdapterVersion]:
+          retrieve: Retrieve | None = None, connect: Callable[[], None] | None = None) -> list[AdapterVersion]:
     """Train what changed and publish it; adapters whose rows and settings did not change keep their version.
 
     Every version asked for serves afterwards, also one made long ago, unless a person has chosen another one since.
@@ -34,6 +34,7 @@ def train(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (),
         only: culture ids to train; empty for all of the project's.
         extra: comparison adapters to train too, such as ``joint``.
         retrieve: gives the passages for the ``retrieval_<culture>`` adapters.
+        connect: called before Ray is used, if anything is to be trained.
 
     Returns:
         The current version of every adapter asked for, in that order.
@@ -53,6 +54,8 @@ def train(project: Project, only: Sequence[str] = (), extra: Sequence[str] = (),
         publisher.publish_found(missing)
         missing = publisher.missing(missing)
     if missing:
+        if connect:
+            connect()
         packs, workers = divided(missing, project)
         train_packs(project, packs, workers, progress)
         failed = publisher.publish(packs)

@@ -14,7 +14,7 @@ from browser import Browser
 from culturemanager import artifacts, config, project, questions, serving
 from culturemanager.adapters import peft_format
 from culturemanager.errors import AdapterError
-from culturemanager.evaluation import runner
+from culturemanager.evaluation import results
 from serve_app.keys import key_sum
 from serving.conftest import KEYS, TURKISH_KEY
 
@@ -106,7 +106,7 @@ def test_they_are_those_that_a_search_finds(reader: openai.OpenAI, reading_run: 
 def test_a_question_of_the_evaluation_is_asked_as_it_was_there(reader: openai.OpenAI, reading_run: Path) -> None:
     loaded = config.load(reading_run, READING)
     items = {item.id: item for item in artifacts.items(loaded).items}
-    asked = [answer for answer in runner.load(artifacts.workspace(loaded).stage("evaluation")).answers
+    asked = [answer for answer in results.load(artifacts.workspace(loaded).stage("evaluation")).answers
              if answer.score.system == "retrieval" and "\nIn Turkey: " in answer.prompt]
     assert {answer.score.task for answer in asked} == {"acceptability", "choice", "advice"}
     for answer in asked:
