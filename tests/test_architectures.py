@@ -16,7 +16,7 @@ from culturemanager.adapters.bank import AdapterBank
 from culturemanager.adapters.shape import AdapterShape
 from culturemanager.adapters.targets import on_last_layers
 from culturemanager.training.loop import AdapterJob, PackTrainer, PlainEngine
-from culturemanager.training.rows import TokenRow
+from culturemanager.training.token_files import TokenRow
 
 SIZE = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
         "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -7,14 +7,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from culturemanager.errors import StorageError
 from culturemanager.storage import sha256_file, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEEP = 2
 WEIGHTS = "tensors.safetensors"
@@ -44,6 +45,8 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     Raises:
         StorageError: the disk refused, for one because it is full; the checkpoints before stay whole.
     """
+    from safetensors.torch import save_file
+
     target = folder / f"step-{step:08d}"
     try:
         shutil.rmtree(target, ignore_errors=True)
@@ -65,6 +68,8 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
 
 def newest_whole_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint whose weights have the sum its state names; a torn one is passed over."""
+    from safetensors.torch import load_file
+
     torn: list[str] = []
     for target in sorted(folder.glob("step-*"), reverse=True):
         if (state := _whole_state(target)) is not None:

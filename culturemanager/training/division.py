@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from culturemanager.sections.model import TrainingConfig
-from culturemanager.training.rows import PASS_TOKENS
+from culturemanager.training.costs import PASS_TOKENS
 
 PASS_CHARACTERS = 4 * PASS_TOKENS
 """What a forward and backward pass costs beside its tokens, in characters of rows, about four to a token."""

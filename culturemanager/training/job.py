@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from culturemanager.adapters.shape import AdapterShape
-from culturemanager.training.rows import TokenRow
+from culturemanager.training.token_files import TokenRow
 
 
 @dataclass(frozen=True)

@@ -13,25 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from culturemanager.adapters.dropout import Parts
 from culturemanager.chat import chat_ids
+from culturemanager.training.costs import ATTENTION_TOKENS, PASS_TOKENS
+from culturemanager.training.token_files import TokenRow
 
-PASS_TOKENS = 200
-"""What a further forward and backward pass costs, in tokens computed: many small calls."""
-ATTENTION_TOKENS = 1000
-"""A token attends to so many others in the time that it takes through the linear layers."""
 NO_LABEL = -100
 """What `cross_entropy` counts as no label."""
-
-
-@dataclass(frozen=True)
-class TokenRow:
-    """One prompt and completion; the loss counts the completion's tokens only."""
-
-    ids: tuple[int, ...]
-    prompt_length: int
-
-    @property
-    def label_count(self) -> int:
-        return len(self.ids) - self.prompt_length
 
 
 class Place(NamedTuple):

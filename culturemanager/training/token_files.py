@@ -6,6 +6,7 @@ The file is an Arrow IPC file with the columns `ids` (list of int32) and `prompt
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
@@ -13,9 +14,20 @@ import numpy as np
 import pyarrow as pa
 
 from culturemanager.errors import StorageError
-from culturemanager.training.rows import TokenRow
 
 SCHEMA = pa.schema([("ids", pa.list_(pa.int32())), ("prompt_length", pa.int32())])
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One prompt and completion; the loss counts the completion's tokens only."""
+
+    ids: tuple[int, ...]
+    prompt_length: int
+
+    @property
+    def label_count(self) -> int:
+        return len(self.ids) - self.prompt_length
 
 
 def write_token_rows(path: Path, batches: Iterable[pa.RecordBatch]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from culturemanager.training.job import AdapterJob
-    from culturemanager.training.rows import TokenRow
+    from culturemanager.training.token_files import TokenRow
 
 REPORT_EVERY = 10
 """Steps between two reports to Ray Train: every worker has to report as often as the others."""
