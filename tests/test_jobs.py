@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from culturemanager import cluster, config, starter
@@ -120,7 +121,9 @@ def head() -> Iterator[Head]:
         wait_for_agent(found, process)
         yield found
     finally:
-        process.send_signal(signal.SIGTERM)
+        for started in [*psutil.Process(process.pid).children(recursive=True), process]:  # asked politely, it takes 30 seconds
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started.kill()
         process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
