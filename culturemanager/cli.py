@@ -360,3 +360,7 @@ def doctor(project: ProjectFile = DEFAULT_PROJECT, overrides: Overrides = []) ->
             console.paragraph(f"{finding.name}: {finding.advice}")
     if any(finding.result == checks.FAILED for finding in findings):
         raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -139,8 +139,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert loaded("import culturemanager") == set()
 
 
-def test_versions_are_listed_and_promoted_without_torch() -> None:
-    assert not {"torch", "transformers"} & loaded("import culturemanager.adapters.registry")
+def test_what_a_second_run_does_needs_no_torch(tmp_path: Path) -> None:
+    brought = loaded("import culturemanager.training.trainer, culturemanager.routing.router, culturemanager.evaluation.results\n"
+                     "from culturemanager.adapters.registry import AdapterRegistry\n"
+                     f"registry = AdapterRegistry({str(tmp_path)!r}); registry.versions(); registry.aliases()")
+    assert not {"torch", "transformers", "ray"} & brought
 
 
 def test_public_names_are_there_and_listed() -> None:

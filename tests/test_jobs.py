@@ -121,9 +121,11 @@ def head() -> Iterator[Head]:
         wait_for_agent(found, process)
         yield found
     finally:
-        for started in [*psutil.Process(process.pid).children(recursive=True), process]:  # asked politely, it takes 30 seconds
-            with contextlib.suppress(psutil.NoSuchProcess):
-                started.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for started in psutil.Process(process.pid).children(recursive=True):  # asked politely, they take 30 seconds
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    started.kill()
+        process.kill()
         process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -254,7 +254,7 @@ def test_a_saved_router_decides_alike(router: CultureRouter, embedder: MiniLMEmb
     again = CultureRouter.load(stage, embedder)
     texts = [*BARE[:8], *ELSEWHERE, "Tipping in Izmir?"]
     assert again.route_many(texts) == router.route_many(texts)
-    assert again.report() == router.report() and again.thresholds == router.thresholds
+    assert again.report() == router.report() == CultureRouter.saved_report(stage) and again.thresholds == router.thresholds
 
 
 def test_a_damaged_or_foreign_router_is_refused(router: CultureRouter, embedder: MiniLMEmbedder, tmp_path) -> None:
@@ -274,8 +274,9 @@ def test_a_damaged_or_foreign_router_is_refused(router: CultureRouter, embedder:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CorruptFileError, match=r"classifier\.safetensors"):
-        CultureRouter.load(stage, embedder)
+    for read in (lambda: CultureRouter.load(stage, embedder), lambda: CultureRouter.saved_report(stage)):
+        with pytest.raises(CorruptFileError, match=r"classifier\.safetensors"):
+            read()
 
 
 def test_a_router_cannot_be_fitted_without_rows(embedder: MiniLMEmbedder) -> None:

@@ -30,6 +30,7 @@ SIGNALS = ("named", "language", "classifier")
 DECIDED = 0.8
 """A share of the evidence from which cues alone need no other signal."""
 FORMAT = 1
+CLASSIFIER = "classifier.safetensors"
 
 
 @dataclass(frozen=True)
@@ -208,15 +209,16 @@ class CultureRouter:
             "calibrators": {signal: dataclasses.asdict(scaling) for signal, scaling in self.calibrators.items()},
             "report": self._report,
         })
-        draft.write_bytes("classifier.safetensors", self._classifier.to_bytes())
+        draft.write_bytes(CLASSIFIER, self._classifier.to_bytes())
 
     @staticmethod
     def saved_report(stage: StageDirectory) -> dict[str, Any]:
-        """A saved router's `report`, read without an embedder.
+        """A saved router's `report`, sums checked; needs no embedder.
 
         Raises:
             IncompleteStageError, CorruptFileError: as `load`.
         """
+        stage.read_bytes(CLASSIFIER)
         return _read(stage)["report"]
 
     @classmethod
@@ -232,7 +234,7 @@ class CultureRouter:
         if embedder.dimension != data["dimension"]:
             raise ConfigError(f"the router was fitted on embeddings of size {data['dimension']}, this embedding model gives "
                               f"{embedder.dimension}. Set `embedding.model` back, or run the router stage again.")
-        classifier = EmbeddingClassifier.from_bytes(data["classes"], stage.read_bytes("classifier.safetensors"))
+        classifier = EmbeddingClassifier.from_bytes(data["classes"], stage.read_bytes(CLASSIFIER))
         calibrators = {signal: PlattScaling(**values) for signal, values in data["calibrators"].items()}
         cultures = [Culture.from_row(row) for row in data["cultures"]]
         return cls(cultures, embedder, classifier, calibrators, data["thresholds"], data["languages"], data["report"])

@@ -119,7 +119,8 @@ class PagesConfig(Section):
     fetch: FetchConfig = FetchConfig()
     """Limits on what is fetched."""
     may_fail: float = Field(default=0.5, ge=0, lt=1)
-    """Share of the pages that may stay out of reach (no network, no answer in time); with more, the next run tries again."""
+    """Share of the pages that may stay out of reach (no network, no answer in time) once the stage is complete; with more, it
+    ends with an error, and the next run tries them again."""
     actors: int = Field(default=1, ge=1)
     """Ray Data actors that search and fetch."""
 

@@ -158,7 +158,7 @@ class _Results:
     def require_fetched(self, may_fail: float) -> None:
         """Raise when more than this share of the pages did not come for reasons that may pass."""
         failed, rows = self._passing("fetch")
-        if len(failed) <= may_fail * rows:
+        if not failed or len(failed) / rows <= may_fail:
             return
         what, advice = "no page could", ""
         if len(failed) < rows:

@@ -73,7 +73,7 @@ class Synthesis:
         writer = project.examples.generator.model_dump(include=WRITER) if project.queries.llm else {}
         settings: dict[str, list[Any]] = {
             "queries": [project.queries.model_dump(), cultures, tasks, *([writer] if writer else [])],
-            # Without `may_fail`: to raise it must not throw away what was fetched.
+            # Without `may_fail`: to raise it must not throw away what was fetched, nor to lower it what is complete.
             "pages": [project.pages.model_dump(exclude={"may_fail"}), _folder_state(project)],
             "passages": [project.passages.model_dump()],
             "index": [project.index.model_dump(), project.embedding.model],
