@@ -272,15 +272,12 @@ def train(context: typer.Context, project: ProjectFile = DEFAULT_PROJECT,
                                              help="Show what would be trained, the memory and the time; train nothing.")] = False,
           overrides: Overrides = []) -> None:
     """Train the adapters whose rows or settings changed, and let them serve."""
-    from culturemanager import artifacts, console
+    from culturemanager import console
     from culturemanager import project as assembly
 
     loaded = assembly.load(project, overrides)
     if plan:
         return console.training_plan(assembly.training_outlook(loaded, only))
-    for culture in only:  # said before a cluster is started
-        artifacts.require_culture(loaded, culture)
-    assembly.require_examples(loaded)
     with _working(context) as (progress, connect):
         versions = assembly.train(loaded, only, progress, connect)
     show_versions(loaded, versions)

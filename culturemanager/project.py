@@ -112,12 +112,12 @@ def train(project: Project, only: Sequence[str] = (), progress: Progress | None 
         connect: as `run` takes it.
 
     Raises:
+        ConfigError: `only` names a culture that the project does not have.
         IncompleteStageError: the examples are not there yet, or are out of date.
         TrainingError: training failed more often than allowed.
     """
     from culturemanager.training import trainer
 
-    require_examples(project)
     names, extra, retrieve = _asked_for(project, only)
     return trainer.train(project, names, extra, progress, retrieve, connect)
 
@@ -132,12 +132,12 @@ def training_outlook(project: Project, only: Sequence[str] = ()) -> Outlook:
     """What `train` would do, without doing it.
 
     Raises:
+        ConfigError: `only` names a culture that the project does not have.
         IncompleteStageError: the examples are not there yet, or are out of date.
         TrainingError: not even one adapter fits into memory.
     """
     from culturemanager.training.outlook import outlook
 
-    require_examples(project)
     return outlook(project, *_asked_for(project, only))
 
 
@@ -159,9 +159,12 @@ def require_examples(project: Project) -> None:
 
 def _asked_for(project: Project, only: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Retrieve | None]:
     """Cultures to train, further adapters that the compared systems and the served one need, and what retrieves for those
-    that see passages."""
+    that see passages; all that can be wrong with the question is told here, before anything is started."""
     from culturemanager.evaluation.baselines import required_adapters
 
+    for culture in only:
+        artifacts.require_culture(project, culture)
+    require_examples(project)
     cultures = only or cultures_with_rows(project)
     systems = tuple(dict.fromkeys([*(() if only else project.evaluation.systems), project.serving.system]))
     needed = [name for name in required_adapters(systems, cultures) if name not in cultures]
@@ -240,7 +243,7 @@ def evaluate(project: Project, progress: Progress | None = None) -> Evaluation:
     stage, key = workspace.stage("evaluation"), _evaluation_key(project, adapters, items)
     if stage.is_complete(key):
         return results.load(stage)
-    from culturemanager.evaluation import provenance, report, runner
+    from culturemanager.evaluation import provenance, report, runner  # bring torch, which a saved comparison does not need
 
     systems = select_systems(settings.systems).values()
     embedder = artifacts.open_embedder(project)

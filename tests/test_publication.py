@@ -137,7 +137,6 @@ def test_what_a_person_chose_goes_on_serving_and_the_commands_say_so(folder, tmp
     found = assembly.passed_over(second, versions)
     path = tmp_path / "project.yaml"
     monkeypatch.setattr(assembly, "load", lambda *_: second)
-    monkeypatch.setattr(assembly, "require_examples", lambda _: None)
     monkeypatch.setattr(assembly, "train", lambda *_: versions)
     monkeypatch.setattr(assembly, "run", lambda *_: assembly.Outcome(None, None, found))
     monkeypatch.setattr(cli, "_say_no_items", lambda _: None)
