@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import psutil
 
 
@@ -11,9 +13,17 @@ def worker_processes(title: str) -> list[int]:
 
     address = ray.get_runtime_context().gcs_address
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if "".join(process.info["cmdline"] or ()).startswith(title):
-            parent = process.parent()
-            if parent and any(address in argument for argument in parent.cmdline()):
-                found.append(process.pid)
+    for pid in psutil.pids():  # psutil.process_iter remembers processes, and fails on a number that was given to another since
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if has_title(process, title) and any(address in argument for argument in psutil.Process(process.ppid()).cmdline()):
+                found.append(pid)
     return found
+
+
+def has_title(process: psutil.Process, title: str) -> bool:
+    """Whether the process lives and its title begins so."""
+    try:
+        return "".join(process.cmdline()).startswith(title)
+    except psutil.NoSuchProcess:
+        return False

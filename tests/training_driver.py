@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from culturemanager import config  # noqa: E402
 from culturemanager.training import trainer  # noqa: E402
+from tests.ray_processes import has_title  # noqa: E402
 
 
 def main() -> None:
@@ -57,9 +59,10 @@ def kill_one_with_a_worker(project: config.Project, raylets: list[int]) -> None:
     wait_for_a_checkpoint(project)
     for raylet in raylets:
         on_node = psutil.Process(raylet).children(recursive=True)
-        if any("".join(process.cmdline()).startswith("ray::RayTrainWorker") for process in on_node):
+        if any(has_title(process, "ray::RayTrainWorker") for process in on_node):
             for pid in [raylet, *(process.pid for process in on_node)]:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             return
 
 
