@@ -19,7 +19,7 @@ from culturemanager.training import trainer
 from culturemanager.training.outlook import outlook
 from culturemanager.training.pack_folder import CHECKPOINTS, CURVES, RESULT, ROWS, TARGETS, result_is_whole, write_result
 from culturemanager.training.plan import AdapterPlan
-from culturemanager.training.worker import REPORT_EVERY, run_pack
+from culturemanager.training.worker import run_pack
 from tests.test_ray_training import make_project, pack_folders
 from tests.test_training import prepared
 from tests.tiny_model import build_tiny_model
@@ -117,7 +117,7 @@ def test_an_interrupted_pack_is_gone_on_with_though_the_one_beside_it_is_publish
     (whole, begun), _ = trainer.divided(plans, project)
     train_pack(project, whole, plans[:1])
     with pytest.raises(KeyboardInterrupt):
-        train_pack(project, begun, plans[1:], stop_at=REPORT_EVERY)
+        train_pack(project, begun, plans[1:], stop_at=10)
     only = trainer.train(project, only=["turkey"])
     assert [version.name for version in only] == ["turkey-v0001"] and trained == []
     trainer.train(project)

@@ -127,7 +127,7 @@ def test_packs_that_were_begun_are_gone_on_with_by_another_number_of_workers(fol
 
 
 def test_a_killed_worker_is_replaced_and_ends_with_the_same_weights(folder, tmp_path, ray_cluster):
-    project = make_project(tmp_path, folder, "training.epochs=30")
+    project = make_project(tmp_path, folder, "training.epochs=60")
     killed: list[int] = []
 
     def kill_the_first_worker() -> None:
@@ -146,7 +146,7 @@ def test_a_killed_worker_is_replaced_and_ends_with_the_same_weights(folder, tmp_
 
 
 def test_ctrl_c_ends_the_workers_and_the_next_call_goes_on_to_the_same_weights(folder, tmp_path, ray_cluster):
-    project = make_project(tmp_path, folder, "training.epochs=30")
+    project = make_project(tmp_path, folder, "training.epochs=60")
     working: list[int] = []
 
     def press() -> None:

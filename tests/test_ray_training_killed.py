@@ -67,7 +67,7 @@ def test_a_node_is_lost_and_the_run_ends_with_the_same_weights(folder, tmp_path,
 
 
 def test_a_killed_driver_started_again_ends_with_the_same_weights(folder, tmp_path, environment):
-    overrides = ("training.epochs=20",)
+    overrides = ("training.epochs=60",)
     project = make_project(tmp_path, folder, *overrides)
     first = start_driver("alone", tmp_path, overrides, environment)
 

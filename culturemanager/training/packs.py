@@ -134,13 +134,16 @@ class PackFitter:
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:
-    """What every Ray Train worker runs."""
+    """What every Ray Train worker runs.
+
+    Nothing is reported to Ray Train: it takes a report every two seconds, and until then it would hold all workers.
+    """
     import ray.train
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     rank = ray.train.get_context().get_world_rank()
     run_pack(Path(settings["folder"]), TrainingConfig(**settings["config"]), settings["base_path"], settings["dtype"], rank,
-             report=lambda metrics: ray.train.report(metrics), use_deepspeed=True, use_gpu=settings["use_gpu"])
+             use_deepspeed=True, use_gpu=settings["use_gpu"])
 
 
 class _Watch:

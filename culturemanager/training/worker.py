@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from culturemanager.training.job import AdapterJob
     from culturemanager.training.token_files import TokenRow
 
-REPORT_EVERY = 10
-"""Steps between two reports to Ray Train: every worker has to report as often as the others."""
-
 
 def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, rank: int = 0,
              report: Callable[[dict[str, Any]], None] | None = None, use_deepspeed: bool = False,
@@ -32,6 +29,7 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     """Train the pack prepared in `folder`, going on from its newest whole checkpoint; needs no Ray.
 
     Args:
+        report: told of every step.
         use_gpu: what `training.use_gpu` came to; None: whether this machine has one.
 
     Raises:
@@ -75,8 +73,8 @@ def run_pack(folder: Path, config: TrainingConfig, base_path: str, dtype: str, r
     def on_step(state: dict[str, Any]) -> None:
         if telemetry:
             telemetry.step(state)
-        if report and (state["step"] % REPORT_EVERY == 0 or not state["active"]):
-            report({"step": state["step"], "active": state["active"], "tokens_per_second": state["tokens_per_second"]})
+        if report:
+            report(state)
 
     trainer.run(on_step, telemetry.frozen if telemetry else None)
     if telemetry:
