@@ -125,9 +125,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Project:
 def _override(data: dict[Any, Any], override: str) -> tuple[str, str]:
     """Put an override into the data, and return its field and its text."""
     name, separator, text = override.partition("=")
-    if not separator or not name.strip():
+    name = name.strip()
+    if not separator or not name or not name.isprintable():
         raise ConfigError(f"--set {override!r}: expected `field.field=value`, such as `training.epochs=2`.")
-    *parents, last = name.strip().split(".")
+    *parents, last = name.split(".")
     node = data
     for parent in parents:
         if not isinstance(node, dict):
@@ -139,4 +140,4 @@ def _override(data: dict[Any, Any], override: str) -> tuple[str, str]:
         node[last] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from error
-    return name.strip(), text
+    return name, text

@@ -191,19 +191,19 @@ def _names_below(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def _place(location: tuple, model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
     """A location as a user would write it, and the section that its last part was looked for in.
 
-    Where a section is one of several kinds, pydantic puts the kind that was chosen between the two. Kinds whose names
-    begin with an underscore are no fields of the file.
+    Where a section is one of several kinds, pydantic puts the kind that was chosen between the two. Behind an entry's number,
+    kinds whose names begin with an underscore are no fields of the file.
     """
     parts: list[str] = []
     choices: list[type[BaseModel]] = []
     for number, name in enumerate(location):
         last = number == len(location) - 1
-        if str(name).startswith("_"):
+        if str(name).startswith("_") and number and isinstance(location[number - 1], int):
             continue
         if name not in model.model_fields and not isinstance(name, int) and not last:
             model = next((one for one in choices if str(name) in get_args(one.model_fields["kind"].annotation)), model)
             continue
-        parts.append(str(name))
+        parts.append(str(name) if str(name).isprintable() else repr(name))
         if name in model.model_fields and not last:
             choices = list(_models_in(model.model_fields[name].annotation))
             model = choices[0] if len(choices) == 1 else model

@@ -302,7 +302,7 @@ def check_rows(bank: AdapterBank, batches, tokens: torch.Tensor) -> None:
             torch.testing.assert_close(mixed[row], logits(bank, [slot], tokens[row:row + 1])[0], rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(OPERATIONS, BATCHES)
 def test_no_row_is_ever_computed_with_weights_that_are_gone(operations, batches):
     bank = _shared_bank()

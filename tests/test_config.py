@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from culturemanager import config
@@ -125,6 +125,10 @@ def test_other_kinds_are_chosen_by_name(tmp_path: Path) -> None:
     ("name.first=x", ["name", "not a group of fields"]),
     ("epochs", ["--set 'epochs'", "field.field=value"]),
     ("=2", ["--set '=2'", "field.field=value"]),
+    ("a\nb=2", ["--set 'a\\nb=2'", "field.field=value"]),
+    ("_a=2", ["--set _a: unknown field"]),
+    ("training._rank=2", ["--set training._rank: unknown field; nearest: rank"]),
+    ("cultures=[{id: a, name: A, _cues: [x]}]", ["cultures.0._cues: unknown field"]),
     ("training.epochs=[", ["--set", "not a YAML value"]),
     ("name=2026-02-30", ["--set", "not a YAML value"]),
     ("passages.near_duplicate=0.97", ["passages.near_duplicate", "less than or equal to 0.96"]),
@@ -168,6 +172,8 @@ def test_where_a_value_comes_from_is_known(tmp_path: Path) -> None:
     ("name: a\n\tworkspace: b\n", ["project.yaml:2:1", "not valid YAML"]),
     ("name: T\nworkspace: w\ncultures: [turkey]\n", ["tasks", "has to be given"]),
     (MINIMAL + "training:\n", ["training"]),
+    (MINIMAL + "_a: 1\n", ["_a: unknown field"]),
+    (MINIMAL + '"a\\nb": 1\n', [r"'a\nb': unknown field"]),
     ("name: T\nworkspace: 2026-02-30\n", ["project.yaml:2:12", "'2026-02-30' cannot be read", "put it in quotes"]),
     ("name: !!python/object/apply:os.system ['true']\n", ["not valid YAML"]),
 ])
@@ -201,8 +207,11 @@ def test_project_cannot_be_changed(tmp_path: Path) -> None:
         project.training.epochs = 3
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=40))
+@example("a\nb=1")
+@example("_a=1")
+@example("training._a=1")
 def test_any_override_either_loads_or_gives_one_line(tmp_path: Path, override: str) -> None:
     try:
         config.load(written(tmp_path), [override])

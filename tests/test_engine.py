@@ -194,7 +194,7 @@ ARRIVAL = st.tuples(st.integers(0, len(TEXTS) + len(LONG_TEXTS) - 1), st.sampled
                     st.integers(0, 4), st.none() | st.integers(0, 9))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(arrivals=st.lists(ARRIVAL, min_size=1, max_size=10), rows=st.integers(1, 5),
        prefill_tokens=st.sampled_from([3, 40, 2048]), prefix_cache_mb=st.sampled_from([0, 0.05, 8]))
 def test_answers_do_not_depend_on_who_comes_and_goes_nor_on_how_prompts_are_computed(setting, arrivals, rows, prefill_tokens,

@@ -41,7 +41,7 @@ BATCH = st.lists(st.tuples(st.sampled_from("xy"), st.text("ab", max_size=4), st.
                  max_size=ROWS)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(batches=st.lists(BATCH, max_size=12), room=st.integers(1, 8))
 def test_what_is_found_is_what_the_row_would_compute(batches, room):
     cache = slot_cache()

@@ -74,7 +74,7 @@ SETTINGS = st.builds(Sampling, temperature=st.sampled_from([0.0, 0.7, 2.0]), top
                      top_k=st.sampled_from([0, 3, 20]), seed=st.integers(0, 5))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(mine=SETTINGS, others=st.lists(SETTINGS, max_size=5), place=st.integers(0, 5))
 def test_a_seeded_row_gets_the_same_tokens_whoever_stands_beside_it(mine, others, place):
     steps = [logits(step, rows=6) for step in range(4)]

@@ -285,7 +285,7 @@ def test_fingerprint_depends_on_content_and_not_on_key_order() -> None:
     assert fingerprint("a") != fingerprint("b")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.fixed_dictionaries({"text": st.text(max_size=20), "number": st.integers(-2**40, 2**40),
                                        "many": st.lists(st.text(max_size=5), max_size=3)}), min_size=1, max_size=5))
 def test_any_rows_survive_the_round_trip(rows: list[dict]) -> None:

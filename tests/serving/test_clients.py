@@ -73,7 +73,7 @@ def test_no_request_that_the_schema_allows_breaks_the_endpoint(endpoint: str) ->
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) >= 10
     for operation in operations:
-        @settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=20, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def ask(case) -> None:
             response = case.call(headers=key, timeout=120)
