@@ -32,7 +32,7 @@ from culturemanager.sections.synthesis import (
     PassagesConfig,
     QueriesConfig,
 )
-from culturemanager.yamlfile import read_yaml, validate_model, validate_overridden
+from culturemanager.yamlfile import parse_yaml, read_yaml, validate_model, validate_overridden
 
 
 class Project(Section):
@@ -137,7 +137,7 @@ def _override(data: dict[Any, Any], override: str) -> tuple[str, str]:
     if not isinstance(node, dict):
         raise ConfigError(f"--set {override!r}: {'.'.join(parents)} is not a group of fields.")
     try:
-        node[last] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        node[last] = parse_yaml(text)
+    except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from error
     return name, text

@@ -41,12 +41,21 @@ def read_yaml(path: Path, next_step: str = "Check the path.") -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}. {next_step}") from error
     try:
-        return yaml.load(text, Loader=_OneOfEach)
+        return parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}. "
                           "Expected `key: value` lines with consistent indentation.") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Safe YAML.
+
+    Raises:
+        yaml.YAMLError: the text is none, or gives a key twice or a value that cannot be read as what it says it is.
+    """
+    return yaml.load(text, Loader=_OneOfEach)
 
 
 def validate_model(data: Any, model: type[Model], where: str) -> Model:
@@ -223,7 +232,8 @@ class _OneOfEach(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, OverflowError) as error:  # a date that no calendar has, say
+        # A date that no calendar has, say, or a tag such as !!timestamp on what is none: PyYAML lets all of these through.
+        except (ValueError, OverflowError, LookupError, AttributeError, TypeError) as error:
             raise yaml.constructor.ConstructorError(None, None, f"{node.value!r:.80} cannot be read ({error}); put it in quotes "
                                                     "if it is a text", node.start_mark) from error
 

@@ -131,6 +131,9 @@ def test_other_kinds_are_chosen_by_name(tmp_path: Path) -> None:
     ("cultures=[{id: a, name: A, _cues: [x]}]", ["cultures.0._cues: unknown field"]),
     ("training.epochs=[", ["--set", "not a YAML value"]),
     ("name=2026-02-30", ["--set", "not a YAML value"]),
+    ("name=!!timestamp tea", ["--set", "not a YAML value"]),
+    ("name=!!int", ["--set", "not a YAML value"]),
+    ("training={rank: 2, rank: 4}", ["--set", "not a YAML value"]),
     ("passages.near_duplicate=0.97", ["passages.near_duplicate", "less than or equal to 0.96"]),
     ("pages.fetch.user_agent=Tée/1", ["user_agent", "'Tée/1' cannot be sent; expected printable ASCII"]),
     ('pages.fetch.user_agent="a\\nb"', ["user_agent", "expected printable ASCII"]),
@@ -175,6 +178,7 @@ def test_where_a_value_comes_from_is_known(tmp_path: Path) -> None:
     (MINIMAL + "_a: 1\n", ["_a: unknown field"]),
     (MINIMAL + '"a\\nb": 1\n', [r"'a\nb': unknown field"]),
     ("name: T\nworkspace: 2026-02-30\n", ["project.yaml:2:12", "'2026-02-30' cannot be read", "put it in quotes"]),
+    ("name: !!bool tea\n", ["project.yaml:1:7", "'tea' cannot be read", "put it in quotes"]),
     ("name: !!python/object/apply:os.system ['true']\n", ["not valid YAML"]),
 ])
 def test_mistake_in_the_file_is_named(tmp_path: Path, text: str, parts: list[str]) -> None:
