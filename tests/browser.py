@@ -136,7 +136,7 @@ class Page:
         assert "exceptionDetails" not in told, f"{expression}: {told['exceptionDetails']}"
         return told["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 60) -> None:
+    def wait_for(self, expression: str, seconds: float = 300) -> None:
         """Wait until the expression is true."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:

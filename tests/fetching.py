@@ -14,7 +14,7 @@ PAGE = "<html><title>Tea</title><p>Use both hands.</p></html>"
 
 
 def fetcher(**limits: object) -> HttpFetcher:
-    return HttpFetcher(FetchConfig(**{"allow_private_addresses": True, "timeout_s": 10, **limits}))
+    return HttpFetcher(FetchConfig(**{"allow_private_addresses": True, "timeout_s": 120, **limits}))
 
 
 def reason(url: str, **limits: object) -> str:

@@ -92,6 +92,7 @@ def site(routes: dict[str, Route], wrap: Callable[[Any], Any] = lambda sock: soc
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
+        request_queue_size = 128
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             pass  # the client went away

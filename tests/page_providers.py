@@ -57,9 +57,16 @@ def hold(log: Path, number: int) -> None:
     log.with_suffix(".hold").write_text(str(number))
 
 
+def wait_until_held(log: Path) -> None:
+    """Until an actor has come as far as `hold` lets it; half a minute at most."""
+    until = time.monotonic() + 30
+    while len(lines(log)) < int(log.with_suffix(".hold").read_text()) and time.monotonic() < until:
+        time.sleep(0.02)
+
+
 def let_go_soon(log: Path) -> None:
-    """End `hold`, a second from now: time for what happens now to reach the actors."""
-    threading.Timer(1, log.with_suffix(".hold").unlink).start()
+    """End `hold`, a few seconds from now: time for what happens now to reach the actors."""
+    threading.Timer(3, log.with_suffix(".hold").unlink).start()
 
 
 def lines(log: Path) -> list[str]:

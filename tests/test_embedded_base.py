@@ -57,7 +57,7 @@ def test_build_is_idempotent_and_survives_a_race(cache):
     children = [context.Process(target=_build_in_child, args=(queue,)) for _ in range(2)]
     for child in children:
         child.start()
-    paths = {queue.get(timeout=100) for _ in children}
+    paths = {queue.get(timeout=600) for _ in children}
     for child in children:
         child.join()
     assert len(paths) == 1 and [child.exitcode for child in children] == [0, 0]

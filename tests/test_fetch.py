@@ -6,6 +6,7 @@ import datetime
 import gzip
 import hashlib
 import pickle
+import socket
 import threading
 import time
 import tracemalloc
@@ -123,7 +124,7 @@ def test_what_cannot_be_decompressed_step_by_step_is_refused(encoding: str, body
 
 def drip(handler: BaseHTTPRequestHandler, head: bytes, drop: bytes) -> None:
     handler.wfile.write(head)
-    for _ in range(200):
+    for _ in range(2000):
         handler.wfile.write(drop)
         time.sleep(0.05)
 
@@ -135,17 +136,17 @@ def drip(handler: BaseHTTPRequestHandler, head: bytes, drop: bytes) -> None:
 def test_a_server_that_drips_is_left_when_the_time_is_up(head: bytes, drop: bytes) -> None:
     with site({"/": Reply(send=lambda handler: drip(handler, head, drop))}) as web:
         start = time.monotonic()
-        assert reason(f"{web.url}/", timeout_s=1) == "timeout"
-        assert time.monotonic() - start < 8  # it would drip for ten seconds
+        assert reason(f"{web.url}/", timeout_s=3) == "timeout"
+        assert time.monotonic() - start < 60  # it would drip for a hundred seconds
 
 
 def test_the_time_limit_covers_all_redirects_together() -> None:
     def slow(handler: BaseHTTPRequestHandler) -> None:
-        time.sleep(0.4)
+        time.sleep(1.2)
         handler.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n")
 
     with site({"/": Reply(send=slow)}) as web:
-        assert reason(f"{web.url}/", timeout_s=1, max_redirects=50) == "timeout"
+        assert reason(f"{web.url}/", timeout_s=3, max_redirects=50) == "timeout"
         assert web.asked("/") <= 4
 
 
@@ -160,7 +161,7 @@ def test_a_look_up_that_hangs_is_left_when_the_time_is_up() -> None:
     with pytest.raises(FetchError) as caught:
         HttpFetcher(FetchConfig(timeout_s=0.5), resolver=hang).fetch("http://slow.example/")
     release.set()
-    assert caught.value.reason in ("timeout", "robots") and time.monotonic() - start < 10
+    assert caught.value.reason in ("timeout", "robots") and time.monotonic() - start < 25
 
 
 def test_redirects_are_followed_to_the_final_url() -> None:
@@ -201,10 +202,15 @@ def test_a_password_in_a_url_is_not_repeated() -> None:
 
 
 def test_a_host_that_is_not_there_is_a_network_error() -> None:
+    def unknown(host: str, port: int) -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, "no such host")
+
     with site({}) as web:
         port = web.port
     assert reason(f"http://127.0.0.1:{port}/") == "network"
-    assert reason("http://no-such-host.invalid/") == "network"
+    with pytest.raises(FetchError) as caught:
+        HttpFetcher(FetchConfig(), resolver=unknown).fetch("http://no-such-host.invalid/")
+    assert caught.value.reason == "network"
 
 
 def test_one_fetcher_serves_several_threads() -> None:

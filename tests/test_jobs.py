@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -66,10 +68,10 @@ class Head:
         found = {}
         for group in json.loads(self.get("/api/prometheus/sd", self.token_file.read_text())):
             for target in group["targets"]:
-                for line in fetch(f"http://{target}/metrics").splitlines():
-                    if line.startswith("ray_culturemanager_"):
-                        name, _, value = line.rpartition(" ")
-                        found[name] = float(value)
+                with contextlib.suppress(OSError):  # Ray names a port before it has it
+                    told = fetch(f"http://{target}/metrics").splitlines()
+                    ours = [line.rpartition(" ") for line in told if line.startswith("ray_culturemanager_")]
+                    found |= {name: float(value) for name, _, value in ours}
         return found
 
     def submit(self, script: str, *arguments: str, working_dir: Path,
@@ -88,14 +90,17 @@ def fetch(request: str | urllib.request.Request) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for opened in sockets:
-            opened.bind(("127.0.0.1", 0))
-        return [opened.getsockname()[1] for opened in sockets]
-    finally:
-        for opened in sockets:
-            opened.close()
+    """Ports that nothing listens on, below those that the system gives away itself: until they are used, none is taken."""
+    return list(islice((port for port in random.sample(range(20_000, 32_000), 1000) if is_free(port)), count))
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as opened:
+        try:
+            opened.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @pytest.fixture(scope="module")

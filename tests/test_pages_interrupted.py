@@ -24,7 +24,7 @@ from culturemanager.sections.synthesis import PagesConfig
 from culturemanager.synthesis import streaming
 from culturemanager.synthesis.pages import BATCH, PagesResult, collect_pages
 from culturemanager.synthesis.streaming import stream
-from tests.page_providers import LoggedFetcher, LoggedSearch, draft, hold, let_go_soon, lines
+from tests.page_providers import LoggedFetcher, LoggedSearch, draft, hold, let_go_soon, lines, wait_until_held
 
 DISHES = ("soup", "bread", "tea", "rice", "fish")
 PLACES = ("zorland", "avalon")
@@ -104,6 +104,7 @@ def stop_when(what: str, log: Path) -> Callable[[int, int, str], None]:
     """A progress callback that raises once something was done."""
     def progress(done: int, total: int, doing: str) -> None:
         if what in doing:
+            wait_until_held(log)
             let_go_soon(log)
             raise Stop
     return progress

@@ -64,7 +64,7 @@ def page(visit: Page) -> Page:
 
 @pytest.fixture(scope="module")
 def http(endpoint: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as opened:
+    with httpx2.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEY}"}, timeout=300) as opened:
         yield opened
 
 

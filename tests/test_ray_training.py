@@ -147,12 +147,14 @@ def test_a_killed_worker_is_replaced_and_ends_with_the_same_weights(folder, tmp_
 
 def test_ctrl_c_ends_the_workers_and_the_next_call_goes_on_to_the_same_weights(folder, tmp_path, ray_cluster):
     project = make_project(tmp_path, folder, "training.epochs=60")
-    working: list[int] = []
+    working: list[psutil.Process] = []
+    over = threading.Event()
 
     def press() -> None:
         wait_for_a_checkpoint(project)
-        working.extend(worker_processes("ray::RayTrainWorker"))
-        os.kill(os.getpid(), signal.SIGINT)
+        working.extend(map(psutil.Process, worker_processes("ray::RayTrainWorker")))
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -160,8 +162,9 @@ def test_ctrl_c_ends_the_workers_and_the_next_call_goes_on_to_the_same_weights(f
         with pytest.raises(KeyboardInterrupt):
             trainer.train(project)
     finally:
+        over.set()
         signal.signal(signal.SIGINT, before)
-    assert psutil.wait_procs([psutil.Process(pid) for pid in working if psutil.pid_exists(pid)], timeout=30)[1] == []
+    assert working and psutil.wait_procs(working, timeout=30)[1] == []
     trainer.train(project)
     (pack,) = pack_folders(project)
     assert "gone on from step" in json.loads((pack / "progress.json").read_text())["what"]

@@ -96,7 +96,7 @@ def test_as_many_calls_are_in_flight_as_the_project_says(ray_cluster, tmp_path):
             most = max(most, now)
             if now == 12:
                 together.set()
-        together.wait(timeout=10)
+        together.wait(timeout=120)
         with lock:
             now -= 1
         return write_an_example(request, number)

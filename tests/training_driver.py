@@ -47,6 +47,9 @@ def train_and_lose_a_node(project: config.Project) -> None:
         ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
         threading.Thread(target=kill_one_with_a_worker, args=(project, raylets), daemon=True).start()
         trainer.train(project)
+        until = time.monotonic() + 60
+        while all(node["Alive"] for node in ray.nodes()) and time.monotonic() < until:
+            time.sleep(0.2)
         alive = [node["Alive"] for node in ray.nodes()]
         print(f"nodes alive {alive.count(True)}, lost {alive.count(False)}", flush=True)
     finally:

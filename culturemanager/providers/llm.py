@@ -173,7 +173,7 @@ class OpenAIModel:
             self._usage = dataclasses.replace(self._usage, **{k: getattr(self._usage, k) + v for k, v in more.items()})
 
     def cancel(self) -> None:
-        """Calls in flight may end; none is tried again, by this object in this process."""
+        """Calls in flight may end; none is begun or tried again, by this object in this process."""
         self._cancelled.set()
 
     def complete(self, messages: Messages, *, schema: Mapping[str, Any] | None = None,
@@ -267,6 +267,8 @@ class OpenAIModel:
         import httpx2
         import openai
 
+        if self._cancelled.is_set():
+            raise CallFailedError("was not asked: interrupted. Run the same command again.")
         config = self.config
         again = "Run the same command again later" + ("; answers so far are kept" if self._cache else "")
         try:

@@ -43,13 +43,13 @@ def endpoint(small_run: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="package")
 def client(endpoint: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{endpoint}/v1", api_key=KEYS[0], max_retries=0, timeout=60) as opened:
+    with openai.OpenAI(base_url=f"{endpoint}/v1", api_key=KEYS[0], max_retries=0, timeout=300) as opened:
         yield opened
 
 
 @pytest.fixture(scope="package")
 def http(endpoint: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEYS[1]}"}, timeout=60) as opened:
+    with httpx2.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEYS[1]}"}, timeout=300) as opened:
         yield opened
 
 

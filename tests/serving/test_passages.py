@@ -62,7 +62,7 @@ def reading(endpoint: str, reading_run: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def reader(reading: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{reading}/v1", api_key=KEYS[0], max_retries=0, timeout=60) as opened:
+    with openai.OpenAI(base_url=f"{reading}/v1", api_key=KEYS[0], max_retries=0, timeout=300) as opened:
         yield opened
 
 
@@ -162,7 +162,7 @@ def test_a_culture_without_such_an_adapter_is_answered_by_the_base_that_reads(re
 def test_a_key_of_one_culture_reads_no_others_passages(reading: str, reader: openai.OpenAI) -> None:
     assert chat(reader, UNCUED).culturemanager["culture"] is None
     assert len(chat(reader, UNCUED).culturemanager["passages"]) == 2
-    with openai.OpenAI(base_url=f"{reading}/v1", api_key=TURKISH_KEY, max_retries=0, timeout=60) as turkish:
+    with openai.OpenAI(base_url=f"{reading}/v1", api_key=TURKISH_KEY, max_retries=0, timeout=300) as turkish:
         assert chat(turkish, UNCUED).culturemanager["passages"] == []
         assert len(chat(turkish).culturemanager["passages"]) == 2
 
