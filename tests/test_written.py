@@ -179,7 +179,7 @@ def test_the_first_call_that_fails_for_good_ends_the_batch(tmp_path: Path) -> No
         generator = generator_at(server, tmp_path, concurrency=2)
         with pytest.raises(LanguageModelError, match="wrong key"):
             generator.generate_batch([(ZORLAND, ACCEPTABLE, passages(240))])
-    assert len(server.requests) < 20  # of 40
+    assert len(server.requests) <= 6  # of 40
 
 
 def test_a_generator_pickles_and_still_hits_the_cache(tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ class WrittenGenerator:
                 [pool.submit(self._write, culture, task, chunk) for chunk in self._chunks(passages)]
                 for culture, task, passages in work]
             flat = [call for piece in calls for call in piece]
+
+            def end_the_batch(call: Future[Written]) -> None:
+                """Runs in the thread whose call failed, before it would begin another."""
+                if not call.cancelled() and call.exception():
+                    for other in flat:
+                        other.cancel()
+
+            for call in flat:
+                call.add_done_callback(end_the_batch)
             try:
                 wait(flat, return_when=FIRST_EXCEPTION)
             except BaseException:  # Ctrl-C: nobody waits for endpoints that are down
